@@ -1,0 +1,1 @@
+"""CellFoundry: raw single-cell counts in, embeddings and an endpoint out."""
