@@ -1,0 +1,49 @@
+"""Fixtures every layer uses: the one Ray cluster of the run, the bundled donor, and the optional reference data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Both are read at import time of ray and torch: no token file in the home directory, no usage report.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of reference data beside the checkout; a user's machine has none, so such tests skip there."""
+    folder = REPOSITORY.parent / "shared"
+    if not (folder / "parity").is_dir():
+        pytest.skip("needs the reference data folder beside the checkout, which is not distributed")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def baron_h5ad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled Baron donor, 1,937 real cells, as h5ad."""
+    from cellfoundry_data.bundled import baron_h5ad as write_baron
+
+    return write_baron(tmp_path_factory.mktemp("baron") / "baron.h5ad")
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """The one local Ray cluster (2 CPUs) of the whole run: starting one costs 5 to 8 s."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=300 * 2**20,
+        log_to_driver=False,
+        configure_logging=False,
+    )
+    yield
+    ray.shutdown()
