@@ -1,1 +1,46 @@
-"""CellFoundry: raw single-cell counts in, embeddings and an endpoint out."""
+"""CellFoundry: raw single-cell counts in, embeddings and an endpoint out.
+
+>>> import cellfoundry as cf
+>>> model = cf.load("model_dir")
+>>> cf.tl.embed(adata, model)  # writes adata.obsm["X_cellfoundry"]
+>>> cf.Client("http://127.0.0.1:8000").embed(adata)
+
+Everything is imported on first use: ``import cellfoundry`` loads neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cellfoundry import tl
+    from cellfoundry.model import Model, load
+    from cellfoundry_data.ingest import ingest
+    from cellfoundry_data.loader import ShardDataset
+    from cellfoundry_serving.client import Client
+    from cellfoundry_serving.embed import embed
+
+__version__ = "0.1.0"
+__all__ = ["Client", "Model", "ShardDataset", "__version__", "embed", "ingest", "load", "tl"]
+
+_HOME = {
+    "Client": "cellfoundry_serving.client",
+    "Model": "cellfoundry.model",
+    "ShardDataset": "cellfoundry_data.loader",
+    "embed": "cellfoundry_serving.embed",
+    "ingest": "cellfoundry_data.ingest",
+    "load": "cellfoundry.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "tl":
+        return importlib.import_module("cellfoundry.tl")
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'cellfoundry' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,113 @@
+"""What a command writes to the terminal: progress, warnings and the one-sentence error."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+PLAIN_LINE_EVERY_S = 5.0
+
+
+def duration(seconds: float) -> str:
+    """``73`` -> ``1:13``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+class ProgressDisplay:
+    """Renders ``progress(label, done, total)`` calls: bars with rate and ETA on a terminal, plain lines elsewhere."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._started: dict[str, float] = {}
+        self._printed: dict[str, float] = {}
+
+    def __enter__(self) -> ProgressDisplay:
+        if self._stream.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TextColumn("eta"),
+                TimeRemainingColumn(),
+                console=Console(file=self._stream),
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        started = self._started.setdefault(label, now)
+        rate = done / (now - started) if now > started else 0.0
+        if self._bars:
+            if label not in self._tasks:
+                self._tasks[label] = self._bars.add_task(label, total=total or None, rate="")
+            self._bars.update(
+                self._tasks[label], completed=done, total=total or None, rate=f"{rate:,.1f}/s" if rate else ""
+            )
+        elif done >= total > 0 or now - self._printed.get(label, -PLAIN_LINE_EVERY_S) >= PLAIN_LINE_EVERY_S:
+            self._printed[label] = now
+            eta = f", eta {duration((total - done) / rate)}" if rate and done < total else ""
+            print(f"{label}: {done:,}/{total:,} ({rate:,.1f}/s{eta})", file=self._stream, flush=True)
+
+
+def print_warnings_as_lines() -> None:
+    """Each distinct user-facing warning becomes one ``warning:`` line on stderr; library noise stays quiet."""
+    seen: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is UserWarning and "cellfoundry" in filename and str(message) not in seen:
+            seen.add(str(message))
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+
+    warnings.showwarning = show
+
+
+LAYER_ERRORS = {
+    "cellfoundry_data.errors": "DataError",
+    "cellfoundry_model.errors": "ModelError",
+    "cellfoundry_training.errors": "TrainingError",
+    "cellfoundry_serving.errors": "ServingError",
+    "cellfoundry_bench.errors": "BenchError",
+}
+
+
+def user_message(error: BaseException) -> str | None:
+    """The sentence to print for an error that the user can mend, None for a defect of ours.
+
+    A layer that was never imported cannot have raised, so none is imported here.
+    """
+    loaded = tuple(
+        getattr(sys.modules[module], name) for module, name in LAYER_ERRORS.items() if module in sys.modules
+    )
+    if isinstance(error, loaded):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}."
+    return None

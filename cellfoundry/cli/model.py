@@ -1,0 +1,72 @@
+"""``cellfoundry model``: import official weights, inspect and export model directories."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(help="Import official checkpoints; inspect and export model directories.", no_args_is_help=True)
+
+
+class Part(StrEnum):
+    """Parts of an official checkpoint file."""
+
+    cell = "cell"
+    rde = "rde"
+    gene = "gene"
+
+
+class ExportFormat(StrEnum):
+    """Formats a model exports to."""
+
+    onnx = "onnx"
+    tensorrt = "tensorrt"
+
+
+@app.command("import")
+def import_checkpoint(
+    checkpoint: Path = typer.Argument(..., metavar="CKPT", help="Official scFoundation checkpoint (.ckpt)."),
+    out: Path = typer.Option(..., help="Model directory to write: config.json, model.safetensors, vocab.tsv."),
+    part: Part | None = typer.Option(
+        None,
+        help="cell (cell embeddings), rde (read-depth enhancement) or gene (gene embeddings, expression). "
+        "Default: the file's only part, else cell.",
+    ),
+    vocab: str = typer.Option("scfoundation", help="Vocabulary the checkpoint was trained with: a name or a file."),
+) -> None:
+    """Convert an official checkpoint; the file is read without running any code in it."""
+    from cellfoundry_data.vocabulary import load
+    from cellfoundry_model.official import import_official
+
+    info = import_official(checkpoint, out, vocab_genes=load(vocab).genes, part=part and part.value)
+    typer.echo(f"{out}: part {info['part']}")
+
+
+@app.command()
+def info(model: Path = typer.Argument(..., help="Model directory.")) -> None:
+    """Print architecture, parameters, origin and hashes as JSON."""
+    from cellfoundry_model.checkpoint import load_model
+
+    loaded = load_model(model)
+    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    typer.echo(
+        json.dumps(
+            {"architecture": loaded.config.to_dict(), "parameters": parameters, "info": loaded.info}, indent=2
+        )
+    )
+
+
+@app.command()
+def export(
+    model: Path = typer.Argument(..., help="Model directory."),
+    format_: ExportFormat = typer.Option(..., "--format", help="onnx, or tensorrt (needs the extra 'tensorrt')."),
+    out: Path = typer.Option(..., help="Directory to write the engine's files to."),
+) -> None:
+    """Export the cell-embedding graph, checked against torch before it is put in place."""
+    from cellfoundry_serving.export import export_model
+
+    check = export_model(model, out, format_.value)
+    typer.echo(f"{out}: {check.summary()}")

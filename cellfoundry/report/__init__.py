@@ -1,0 +1,1 @@
+"""The quickstart's self-contained HTML report."""

@@ -1,0 +1,117 @@
+"""Plots of the quickstart report: inline SVG whose text takes the page's colour, so that both themes stay readable."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+
+matplotlib.use("Agg")
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Placeholder colour that becomes `currentColor` in the SVG: black or white by theme.
+INK = "#010203"
+ACCENT, SECOND = "#3b82f6", "#f59e0b"
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.hashsalt": "cellfoundry",
+}
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an inline ``<svg>`` element with transparent background and theme-following ink."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height))
+    return figure, figure.add_subplot()
+
+
+def loss_curve(steps: list[dict[str, float]], evaluations: list[dict[str, float]]) -> str:
+    """Training loss a step, held-out loss, and the two gene-mean baselines, over optimizer steps."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(7.0, 3.4)
+        axes.plot(
+            [line["step"] for line in steps],
+            [line["loss"] for line in steps],
+            color=ACCENT,
+            alpha=0.35,
+            linewidth=1,
+            label="training batch",
+        )
+        axes.plot(
+            [line["step"] for line in evaluations],
+            [line["heldout_loss"] for line in evaluations],
+            color=ACCENT,
+            marker="o",
+            markersize=4,
+            label="held-out cells",
+        )
+        mean_loss = evaluations[-1]["gene_mean_loss"]
+        axes.axhline(mean_loss, color=SECOND, linestyle="--", label="predicting each gene's mean")
+        losses = [line["loss"] for line in steps]
+        axes.set_ylim(0, max(float(np.quantile(losses, 0.98)), mean_loss) * 1.15)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("masked MSE, log1p per 10k")
+        axes.legend(loc="upper right")
+        return svg(figure)
+
+
+def umap_scatter(points: npt.NDArray[np.float32], labels: Sequence[str]) -> str:
+    """UMAP coordinates, (cells, 2), coloured by cell type; the legend lists types by frequency."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(7.0, 5.0)
+        names, counts = np.unique(np.asarray(labels), return_counts=True)
+        palette = matplotlib.colormaps["tab20"]
+        for rank, index in enumerate(np.argsort(-counts)):
+            chosen = np.asarray(labels) == names[index]
+            axes.scatter(
+                points[chosen, 0],
+                points[chosen, 1],
+                s=7,
+                linewidths=0,
+                color=palette(rank % 20),
+                label=f"{names[index]} ({counts[index]:,})",
+            )
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_xlabel("UMAP 1")
+        axes.set_ylabel("UMAP 2")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2.2, fontsize=9)
+        return svg(figure)
+
+
+def horizontal_bars(names: Sequence[str], values: Sequence[float], unit: str) -> str:
+    """One bar a name, top to bottom, with the value written at its end."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(6.4, 0.42 * len(names) + 0.8)
+        rows = np.arange(len(names))
+        axes.barh(rows, values, height=0.62, color=ACCENT)
+        for row, value in enumerate(values):
+            axes.text(value + max(values) * 0.015, row, f"{value:.3g}", va="center", fontsize=9)
+        axes.set_yticks(rows, list(names))
+        axes.invert_yaxis()
+        axes.set_xlim(0, max(values) * 1.15)
+        axes.set_xlabel(unit)
+        return svg(figure)
