@@ -173,8 +173,8 @@ def mask_cells(
 
 
 def _totals(count_Z: Tensor, cell_Z: Tensor, n_cells: int) -> Tensor:
-    """Sum of each cell, float64; 1 for a cell without counts (or thinned to none), so that logs are
-    finite.""" total_C = count_Z.new_zeros(n_cells).index_add_(0, cell_Z, count_Z)
+    """Sum of each cell, float64; 1 for a cell without counts, so that logs and quotients are finite."""
+    total_C = count_Z.new_zeros(n_cells).index_add_(0, cell_Z, count_Z)
     return torch.where(total_C > 0, total_C, 1.0)
 
 
