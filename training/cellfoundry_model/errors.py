@@ -2,4 +2,7 @@
 
 
 class ModelError(ValueError):
-    """A checkpoint, configuration or request that this model cannot serve; the message says what is wrong, where, and what to do."""
+    """A checkpoint, configuration or request that no model can serve.
+
+    Its message is one sentence: what is wrong, where, and what to do.
+    """

@@ -1,0 +1,46 @@
+"""Value embedding ("auto-discretization"): a scalar becomes a soft mixture of learned bins.
+
+Legend: N values, D width, B bins.
+"""
+
+from __future__ import annotations
+
+import torch
+from cellfoundry_kernels import value_embedding
+from torch import Tensor, nn
+
+from cellfoundry_model.config import ModelConfig
+
+
+class ValueEmbedding(nn.Module):
+    """h = LeakyReLU_0.1(hidden(v)); weights = softmax(mix(h) + bin_alpha * h); embedding = weights @ bins.
+
+    A value equal to the mask or pad token id takes that token's own vector instead
+    (xTrimoGene, Gong et al. 2023, "auto-discretization").
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.mask_token_id = config.mask_token_id
+        self.pad_token_id = config.pad_token_id
+        self.bin_alpha = config.bin_alpha
+        self.hidden = nn.Linear(1, config.bins)
+        self.mix = nn.Linear(config.bins, config.bins)
+        self.bins_BD = nn.Parameter(torch.randn(config.bins, config.encoder_width))
+        self.mask_1D = nn.Parameter(torch.randn(1, config.encoder_width))
+        self.pad_1D = nn.Parameter(torch.randn(1, config.encoder_width))
+
+    def forward(self, value_N: Tensor) -> Tensor:
+        """Embed float values (N,) -> (N, D)."""
+        x_ND = value_embedding(
+            value_N,
+            self.hidden.weight,
+            self.hidden.bias,
+            self.mix.weight,
+            self.mix.bias,
+            self.bins_BD,
+            self.bin_alpha,
+        )
+        value_N1 = value_N[:, None]
+        x_ND = torch.where(value_N1 == self.mask_token_id, self.mask_1D.to(x_ND.dtype), x_ND)
+        return torch.where(value_N1 == self.pad_token_id, self.pad_1D.to(x_ND.dtype), x_ND)
