@@ -50,11 +50,6 @@ def varlen_attention(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, cu_seqlens: Te
     return torch.cat(cells) if cells else torch.empty_like(v_NHK)
 
 
-def favor_stabilizers(q_dash_CHPM: Tensor, k_dash_CHPM: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest projection of each query token (over features) and of each cell's keys (over all the rest)."""
-    return q_dash_CHPM.amax(-1, keepdim=True), k_dash_CHPM.amax((1, 2, 3), keepdim=True)
-
-
 def favor_attention(q_CHPK: Tensor, k_CHPK: Tensor, v_CHPK: Tensor, projection_MK: Tensor) -> Tensor:
     """FAVOR+ linear attention; features are computed in float32 at least.
 
@@ -62,31 +57,33 @@ def favor_attention(q_CHPK: Tensor, k_CHPK: Tensor, v_CHPK: Tensor, projection_M
     the sums of E instead of to E itself, which saves passes over the (positions x features) maps. A column of
     ones beside V makes the denominator come out of the same two products.
     """
-    dtype = torch.promote_types(q_CHPK.dtype, torch.float32)
-    q_CHPK_, k_CHPK_, v_CHPK_, projection_MK_ = (x.to(dtype) for x in (q_CHPK, k_CHPK, v_CHPK, projection_MK))
-    root = q_CHPK.shape[-1] ** -0.25
-    scaled_projection_KM = (root * projection_MK_).T
-    q_dash_CHPM = q_CHPK_ @ scaled_projection_KM
-    k_dash_CHPM = k_CHPK_ @ scaled_projection_KM
-    # As in the official model no gradient passes through the maxima: they only keep exp in range.
-    q_max_CHP1, k_max_C111 = favor_stabilizers(q_dash_CHPM.detach(), k_dash_CHPM.detach())
-    q_exp_CHPM = _exponential(q_dash_CHPM, q_CHPK_, q_max_CHP1, root)
-    k_exp_CHPM = _exponential(k_dash_CHPM, k_CHPK_, k_max_C111, root)
-
-    v1_CHPL = F.pad(v_CHPK_, (0, 1), value=1.0)  # L = K + 1
+    dtype = torch.promote_types(v_CHPK.dtype, torch.float32)
+    v1_CHPL = F.pad(v_CHPK.to(dtype), (0, 1), value=1.0)  # L = K + 1
+    # One maximum for the keys of a cell, one for each query token.
+    k_exp_CHPM = _favor_exponential(k_CHPK.to(dtype), projection_MK.to(dtype), (1, 2, 3))
     context_CHML = k_exp_CHPM.mT @ v1_CHPL + FAVOR_EPSILON * v1_CHPL.sum(2, keepdim=True)
+    del k_exp_CHPM  # without autograd the keys' map is gone before the queries' map is made
+    q_exp_CHPM = _favor_exponential(q_CHPK.to(dtype), projection_MK.to(dtype), (3,))
     out_CHPL = q_exp_CHPM @ context_CHML + FAVOR_EPSILON * context_CHML.sum(2, keepdim=True)
     return (out_CHPL[..., :-1] / out_CHPL[..., -1:]).to(v_CHPK.dtype)
 
 
-def _exponential(dash_CHPM: Tensor, z_CHPK: Tensor, stabilizer: Tensor, root: float) -> Tensor:
-    """``exp(c P z - c^2 |z|^2 / 2 - s)``, in place of ``dash_CHPM``, which no backward needs."""
+def _favor_exponential(z_CHPK: Tensor, projection_MK: Tensor, stabilized_dims: tuple[int, ...]) -> Tensor:
+    """``E = exp(c P z - c^2 |z|^2 / 2 - s)``, ``s`` the maximum of ``c P z`` over the given dimensions."""
+    root = z_CHPK.shape[-1] ** -0.25
+    dash_CHPM = z_CHPK @ (root * projection_MK).T
+    # As in the official model no gradient passes through the maximum: it only keeps exp in range.
+    stabilizer = dash_CHPM.detach().amax(stabilized_dims, keepdim=True)
     half_norm_CHP1 = (0.5 * root * root) * (z_CHPK * z_CHPK).sum(-1, keepdim=True)
+    # In place: no backward needs what is overwritten.
     return dash_CHPM.sub_(half_norm_CHP1 + stabilizer).exp_()
 
 
 def pool_cells(x_ND: Tensor, cu_seqlens: Tensor, mode: str) -> Tensor:
     """Segment reductions over all cells at once."""
+    if not len(x_ND):  # segment_reduce refuses an empty input
+        width = x_ND.shape[1] * (4 if mode == "all" else 1)
+        return x_ND.new_full((len(cu_seqlens) - 1, width), torch.nan)
     lengths_C = cu_seqlens.diff().long()
     has_genes_C1 = (lengths_C > 2)[:, None]
     if mode == "max":
@@ -99,9 +96,9 @@ def pool_cells(x_ND: Tensor, cu_seqlens: Tensor, mode: str) -> Tensor:
         # A half precision accumulator would lose the mean of thousands of tokens.
         wide_ND = x_ND.to(torch.promote_types(x_ND.dtype, torch.float32))
         gene_mean_CD = torch.segment_reduce(wide_ND, "mean", lengths=lengths_2C)[::2].to(x_ND.dtype)
-        # Index 0 stands in for the missing tokens of a cell that becomes NaN below.
-        last_token_C = (cu_seqlens[1:].long() - 1).clamp(min=1)
-        pooled = torch.cat([x_ND[last_token_C], x_ND[last_token_C - 1], gene_max_CD, gene_mean_CD], 1)
+        # Token 0 stands in for the missing ones of a leading empty cell, which becomes NaN below.
+        s_CD, t_CD = (x_ND[(cu_seqlens[1:].long() - back).clamp(min=0)] for back in (1, 2))
+        pooled = torch.cat([s_CD, t_CD, gene_max_CD, gene_mean_CD], 1)
     return torch.where(has_genes_C1, pooled, torch.nan)
 
 
