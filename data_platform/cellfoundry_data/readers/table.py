@@ -1,0 +1,107 @@
+"""Delimited text, one line a cell: .csv and .tsv, gzipped or not."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+
+from ..errors import DataError
+from .base import CountsSource, named_cells, reading
+
+PIECE_VALUES = 2**22  # parsed at once: 16 MiB of float32 beside their text
+
+
+class TableSource(CountsSource):
+    """A text table, cells x genes: gene names in the first line, cell names in the first column.
+
+    The file is gone through twice, once for the cell names and once for the values (numpy's C parser, about
+    20 M values a second), and never held as a whole. The first line may lack the field above the cell names.
+    """
+
+    kind = "a table of cells x genes"
+
+    def __init__(self, path: str) -> None:
+        suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+        self._gzipped = suffixes[-1] == ".gz"
+        self._delimiter = "," if ".csv" in suffixes[-2:] else "\t"
+        with reading(path, self.kind), self._lines(path) as lines:
+            header = next(csv.reader([next(lines, "")], delimiter=self._delimiter), [])
+            first = next(lines, "")
+            fields = len(next(csv.reader([first], delimiter=self._delimiter), []))
+            cells = [self._split(line)[0] for line in (first, *lines) if line.strip()] if first else []
+        genes = header if fields == len(header) + 1 else header[1:]
+        if cells and not genes:
+            raise DataError(
+                f"{path}: its first line names no genes; fields must be separated by {self._delimiter!r}."
+            )
+        super().__init__(path, obs=named_cells(cells), gene_names=genes)
+
+    @contextmanager
+    def _lines(self, path: str) -> Iterator[Iterator[str]]:
+        """The file's lines without their ends; blank ones left out."""
+        with Path(path).open("rb") as raw:
+            binary = gzip.GzipFile(fileobj=raw) if self._gzipped else raw
+            text = TextIOWrapper(binary, encoding="utf-8-sig")
+            yield (line.rstrip("\r\n") for line in text if line.strip())
+
+    def _split(self, line: str) -> tuple[str, str]:
+        """Cell name and the rest of a line; a quoted name may contain the delimiter."""
+        if line.startswith('"'):
+            name, _, rest = line[1:].partition('"')
+            return name, rest[len(self._delimiter) :]
+        name, _, rest = line.partition(self._delimiter)
+        return name, rest
+
+    def blocks(self, block_cells: int = 4096) -> Iterator[tuple[int, sp.csr_matrix]]:
+        """Yield (first row, float32 CSR) in row order."""
+        piece_rows = max(1, PIECE_VALUES // self.n_columns)
+        with reading(self.path, self.kind), self._lines(self.path) as lines:
+            next(lines)
+            for start in range(0, self.n_cells, block_cells):
+                stop = min(start + block_cells, self.n_cells)
+                pieces = [
+                    self._parse(
+                        row, [self._split(line)[1] for line in islice(lines, min(piece_rows, stop - row))]
+                    )
+                    for row in range(start, stop, piece_rows)
+                ]
+                yield start, sp.vstack(pieces, format="csr")
+
+    def _parse(self, first_row: int, rows: list[str]) -> sp.csr_matrix:
+        for offset, row in enumerate(rows):
+            columns = row.count(self._delimiter) + 1 if row else 0
+            if columns != self.n_columns:
+                raise DataError(
+                    f"{self.name}: row {self._row_name(first_row + offset)} has {columns:,} values where the "
+                    f"first line names {self.n_columns:,} genes."
+                )
+        try:
+            values = np.loadtxt(
+                rows, np.float32, delimiter=self._delimiter, comments=None, quotechar='"', ndmin=2
+            )
+        except ValueError as error:
+            raise self._not_a_number(first_row, rows) from error
+        return sp.csr_matrix(values)
+
+    def _not_a_number(self, first_row: int, rows: list[str]) -> DataError:
+        for offset, row in enumerate(rows):
+            for gene, text in zip(self.gene_names, row.split(self._delimiter), strict=True):
+                try:
+                    float(text.strip().strip('"'))
+                except ValueError:
+                    return DataError(
+                        f"{self.name}: row {self._row_name(first_row + offset)}, gene {gene} has the value "
+                        f"{text!r}, which is not a number."
+                    )
+        return DataError(f"{self.name}: the rows from {first_row} on cannot be parsed as numbers.")
+
+    def _row_name(self, row: int) -> str:
+        return f"{row} ({self.obs_names[row]})"
