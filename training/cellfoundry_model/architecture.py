@@ -70,17 +70,9 @@ class CellModel(nn.Module):
         ``mask_*`` (X,) are the chosen positions and the values they show; one that is an encoder token keeps
         the encoder's output.
         """
-        cells = cu_seqlens.numel() - 1
-        cell_index_N = cell_of_token(cu_seqlens, position_N.numel())
-        x_NW = self._enter_decoder(encoder_ND, position_N)
-        if mask_cell_index is not None and mask_position is not None and mask_value is not None:
-            hidden_X = ~self._is_token(cell_index_N, position_N, cells)[mask_cell_index, mask_position]
-            mask_position = mask_position[hidden_X]
-            mask_XW = self._enter_decoder(self.value_embedding(mask_value[hidden_X]), mask_position)
-            x_NW = torch.cat([x_NW, mask_XW])
-            cell_index_N = torch.cat([cell_index_N, mask_cell_index[hidden_X]])
-            position_N = torch.cat([position_N, mask_position])
-        x_CPW = scatter_into_zero_table(self._zero_table(), x_NW, cell_index_N, position_N, cells)
+        x_CPW = self._decoder_input(
+            encoder_ND, position_N, cu_seqlens, mask_cell_index, mask_position, mask_value
+        )
         return self.norm(self.decoder(x_CPW))
 
     def gene_embedding(
@@ -99,7 +91,7 @@ class CellModel(nn.Module):
         encoder_ND = self.encode_tokens(
             masked.value_N, masked.position_N, masked.cu_seqlens, masked.max_seqlen
         )
-        decoded_CPW = self.decode(
+        x_CPW = self._decoder_input(
             encoder_ND,
             masked.position_N,
             masked.cu_seqlens,
@@ -107,7 +99,32 @@ class CellModel(nn.Module):
             masked.mask_position_X,
             masked.mask_value_X,
         )
-        return self.to_expression(decoded_CPW[masked.mask_cell_index_X, masked.mask_position_X]).squeeze(1)
+        asked_CQ, is_asked_CQ = _pad_by_cell(
+            masked.mask_position_X, masked.mask_cell_index_X, cells=x_CPW.shape[0]
+        )
+        decoded_CQW = self.norm(self.decoder(x_CPW, asked_CQ))
+        return self.to_expression(decoded_CQW[is_asked_CQ]).squeeze(1)
+
+    def _decoder_input(
+        self,
+        encoder_ND: Tensor,
+        position_N: Tensor,
+        cu_seqlens: Tensor,
+        mask_cell_index: Tensor | None,
+        mask_position: Tensor | None,
+        mask_value: Tensor | None,
+    ) -> Tensor:
+        cells = cu_seqlens.numel() - 1
+        cell_index_N = cell_of_token(cu_seqlens, position_N.numel())
+        x_NW = self._enter_decoder(encoder_ND, position_N)
+        if mask_cell_index is not None and mask_position is not None and mask_value is not None:
+            hidden_X = ~self._is_token(cell_index_N, position_N, cells)[mask_cell_index, mask_position]
+            mask_position = mask_position[hidden_X]
+            mask_XW = self._enter_decoder(self.value_embedding(mask_value[hidden_X]), mask_position)
+            x_NW = torch.cat([x_NW, mask_XW])
+            cell_index_N = torch.cat([cell_index_N, mask_cell_index[hidden_X]])
+            position_N = torch.cat([position_N, mask_position])
+        return scatter_into_zero_table(self._zero_table(), x_NW, cell_index_N, position_N, cells)
 
     def _enter_decoder(self, x_ND: Tensor, position_N: Tensor) -> Tensor:
         return self.decoder_embed(x_ND + self.position_embedding(position_N))
@@ -129,3 +146,12 @@ def cell_of_token(cu_seqlens: Tensor, tokens: int) -> Tensor:
     """Index of the cell each packed token belongs to, int64 (N,)."""
     cells = torch.arange(cu_seqlens.numel() - 1, device=cu_seqlens.device)
     return cells.repeat_interleave(cu_seqlens.diff().long(), output_size=tokens)
+
+
+def _pad_by_cell(position_X: Tensor, cell_index_X: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+    """Positions, ordered by cell, as one row a cell (C, Q), and which entries are theirs (the rest is 0)."""
+    asked_C = torch.bincount(cell_index_X, minlength=cells)
+    is_asked_CQ = torch.arange(int(asked_C.max()), device=position_X.device) < asked_C[:, None]
+    padded_CQ = torch.zeros_like(is_asked_CQ, dtype=position_X.dtype)
+    padded_CQ[is_asked_CQ] = position_X
+    return padded_CQ, is_asked_CQ

@@ -1,6 +1,7 @@
 """Decoder: a pre-LayerNorm Performer over every position of a cell, linear in their number.
 
-Legend: C cells, P positions, W decoder width, H heads, K channels of a head, M random features.
+Legend: C cells, P positions, W decoder width, H heads, K channels of a head, M random features,
+Q asked positions of a cell.
 """
 
 from __future__ import annotations
@@ -46,17 +47,26 @@ class DecoderLayer(nn.Module):
         self.ffn_out = nn.Linear(config.decoder_ffn_width, width)
         self.register_buffer("projection_MK", draw_projection(config.favor_features, config.decoder_head_dim))
 
-    def forward(self, x_CPW: Tensor) -> Tensor:
-        """One layer; a position attends to all positions of its own cell."""
+    def forward(self, x_CPW: Tensor, asked_CQ: Tensor | None = None) -> Tensor:
+        """One layer; a position attends to all positions of its own cell.
+
+        Returns (C, P, W), or (C, Q, W) where only the positions ``asked_CQ`` (int64) are wanted: keys and
+        values still come from every position, all else is computed for those alone.
+        """
         normed_CPW = self.attention_norm(x_CPW)
-        attended_CHPK = favor_attention(
-            self._split_heads(self.query(normed_CPW)),
+        if asked_CQ is None:
+            x_CQW, normed_CQW = x_CPW, normed_CPW
+        else:
+            x_CQW = _at_positions(x_CPW, asked_CQ)
+            normed_CQW = self.attention_norm(x_CQW)
+        attended_CHQK = favor_attention(
+            self._split_heads(self.query(normed_CQW)),
             self._split_heads(self.key(normed_CPW)),
             self._split_heads(self.value(normed_CPW)),
             self.projection_MK,
         )
-        x_CPW = x_CPW + self.attention_out(attended_CHPK.transpose(1, 2).flatten(2))
-        return x_CPW + self.ffn_out(F.gelu(self.ffn_in(self.ffn_norm(x_CPW))))
+        x_CQW = x_CQW + self.attention_out(attended_CHQK.transpose(1, 2).flatten(2))
+        return x_CQW + self.ffn_out(F.gelu(self.ffn_in(self.ffn_norm(x_CQW))))
 
     def _split_heads(self, x_CPI: Tensor) -> Tensor:
         return x_CPI.unflatten(2, (self.heads, -1)).transpose(1, 2)
@@ -70,8 +80,15 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_depth))
         self.norm = nn.LayerNorm(config.decoder_width, eps=1e-5)
 
-    def forward(self, x_CPW: Tensor) -> Tensor:
-        """Run all positions of each cell (C, P, W) -> (C, P, W)."""
-        for layer in self.layers:
+    def forward(self, x_CPW: Tensor, asked_CQ: Tensor | None = None) -> Tensor:
+        """Run all positions of each cell (C, P, W) -> (C, P, W), or (C, Q, W) at the positions ``asked_CQ``.
+
+        The last layer skips what is not asked for, which in pretraining is nine positions of ten.
+        """
+        for layer in self.layers[:-1]:
             x_CPW = layer(x_CPW)
-        return self.norm(x_CPW)
+        return self.norm(self.layers[-1](x_CPW, asked_CQ))
+
+
+def _at_positions(x_CPW: Tensor, position_CQ: Tensor) -> Tensor:
+    return x_CPW.gather(1, position_CQ[:, :, None].expand(-1, -1, x_CPW.shape[2]))

@@ -40,6 +40,14 @@ class Tokens:
     cu_seqlens: npt.NDArray[np.int32]
     max_seqlen: int
 
+    def select(self, cells: npt.NDArray[np.int64]) -> Tokens:
+        """The tokens of these cells (positions in the batch), in that order."""
+        lengths = np.diff(self.cu_seqlens)[cells]
+        cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
+        taken = np.repeat(self.cu_seqlens[:-1][cells] - cu_seqlens[:-1], lengths) + np.arange(cu_seqlens[-1])
+        longest = int(lengths.max(initial=0))
+        return Tokens(self.value_N[taken], self.position_N[taken], cu_seqlens.astype(np.int32), longest)
+
 
 def tokenize(
     batch: CellBatch,
@@ -68,8 +76,14 @@ def tokenize(
         bulk_median: median total over all rows of the source with counts; for bulk "F" only.
 
     Raises:
-        ModelError: an unknown convention or target, or totals or median missing or not positive.
+        ModelError: an unknown convention or target, or totals or median missing or not positive,
+            or a gene outside the vocabulary.
     """
+    if batch.nnz and batch.gene_ids.max() >= n_genes:
+        raise ModelError(
+            f"the cells use gene {batch.gene_ids.max()} but the model has {n_genes:,} genes (from 0); "
+            "align them to the model's vocabulary."
+        )
     cell_N = np.repeat(np.arange(len(batch)), np.diff(batch.indptr))
     x_N = batch.counts.astype(np.float64)
     sums_C = _positive_sums(x_N, cell_N, len(batch))
