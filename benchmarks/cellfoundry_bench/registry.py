@@ -1,0 +1,56 @@
+"""The suites by name. Listing them imports none of them, so the command line can list in an instant."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cellfoundry_bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from cellfoundry_bench.results import SuiteResult
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A benchmark suite: its name on the command line and what it measures, in one line."""
+
+    name: str
+    summary: str
+
+    def load(self) -> Callable[[], SuiteResult]:
+        """The suite's ``run`` function; BenchError if a package it needs is not installed."""
+        try:
+            module = importlib.import_module(f"cellfoundry_bench.suites.{self.name}")
+        except ModuleNotFoundError as error:
+            raise BenchError(
+                f"the suite {self.name} needs the package {error.name}, which is not installed here; "
+                "install cellfoundry with its dependencies (the suite kernels needs only torch and numpy)"
+            ) from error
+        run: Callable[[], SuiteResult] = module.run
+        return run
+
+
+SUITES = (
+    Suite("data", "ingest and loader: cells per second, bytes per non-zero, against backed h5ad"),
+    Suite("kernels", "attention on ragged cells, value embedding, FAVOR+; needs torch only"),
+    Suite("train", "one training step of tiny without Ray: cells and tokens per second, breakdown"),
+    Suite("embed", "packed batch embedding against the one-cell-at-a-time float32 loop"),
+    Suite("serve", "endpoint on loopback: protocol overhead at 1 client, requests per second at 8"),
+)
+
+
+def list_suites() -> list[Suite]:
+    """Every suite, in the order they are worth running."""
+    return list(SUITES)
+
+
+def find_suite(name: str) -> Suite:
+    """The suite called ``name``; BenchError naming the known ones otherwise."""
+    for suite in SUITES:
+        if suite.name == name:
+            return suite
+    known = ", ".join(suite.name for suite in SUITES)
+    raise BenchError(f"there is no benchmark suite {name!r}; the suites are {known}")

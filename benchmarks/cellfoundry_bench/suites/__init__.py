@@ -1,0 +1,1 @@
+"""One file a suite; each has ``run() -> SuiteResult`` and is imported only when it runs."""
