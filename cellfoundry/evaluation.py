@@ -71,4 +71,6 @@ def umap_coordinates(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float3
     from umap import UMAP
 
     # One job, since a seeded UMAP is single-threaded and warns when asked for more.
-    return UMAP(n_components=2, random_state=0, n_jobs=1).fit_transform(StandardScaler().fit_transform(features))
+    return UMAP(n_components=2, random_state=0, n_jobs=1).fit_transform(
+        StandardScaler().fit_transform(features)
+    )

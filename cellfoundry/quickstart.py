@@ -65,12 +65,15 @@ def _key(config: Any) -> str:
 
 
 def _ingest(run: _Run, progress: Progress) -> dict[str, Any]:
-    from cellfoundry_data.bundled import baron_h5ad
     from cellfoundry_data.ingest import ingest
+
+    from cellfoundry_data.bundled import baron_h5ad
 
     manifest = ingest([str(baron_h5ad(run.source))], str(run.store), progress=progress)
     read = sum(source["cells_read"] for source in manifest["sources"])
-    size = sum(path.stat().st_size for path in run.store.rglob("*") if path.is_file() and "counts" in path.parts)
+    size = sum(
+        path.stat().st_size for path in run.store.rglob("*") if path.is_file() and "counts" in path.parts
+    )
     return {
         "cells": manifest["cells"],
         "genes": manifest["genes"],
@@ -82,8 +85,9 @@ def _ingest(run: _Run, progress: Progress) -> dict[str, Any]:
 
 
 def _pretrain(run: _Run, progress: Progress) -> dict[str, Any]:
-    from cellfoundry_training.config import load_config
     from cellfoundry_training.pretrain import pretrain
+
+    from cellfoundry_training.config import load_config
 
     # A run without a record was cut off: it starts over, since 90 s of training is cheaper than a stale checkpoint.
     shutil.rmtree(run.run, ignore_errors=True)
@@ -125,7 +129,6 @@ def _embed(run: _Run, progress: Progress) -> dict[str, Any]:
 
 def _serve(run: _Run, progress: Progress) -> dict[str, Any]:
     import anndata
-
     from cellfoundry_serving.client import Client
     from cellfoundry_serving.endpoint.server import running
 

@@ -54,6 +54,7 @@ class ProgressDisplay:
             self._bars.stop()
 
     def __call__(self, label: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` (0 where unknown) is through for the task ``label``."""
         now = time.monotonic()
         started = self._started.setdefault(label, now)
         rate = done / (now - started) if now > started else 0.0

@@ -9,7 +9,9 @@ import typer
 
 from cellfoundry.cli.console import ProgressDisplay
 
-app = typer.Typer(help="Ingest counts into a shard store; inspect, verify and export it.", no_args_is_help=True)
+app = typer.Typer(
+    help="Ingest counts into a shard store; inspect, verify and export it.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -19,8 +21,12 @@ def ingest(
         metavar="SRC...",
         help="Raw counts: .h5ad, .zarr (AnnData), 10x .h5 or mtx folder, .csv/.tsv (cells x genes), .npy/.npz.",
     ),
-    store: Path = typer.Option(..., help="Folder of the store to write; an existing store is replaced when done."),
-    vocab: str = typer.Option("scfoundation", help="Gene vocabulary: a shipped name, or a file with a gene column."),
+    store: Path = typer.Option(
+        ..., help="Folder of the store to write; an existing store is replaced when done."
+    ),
+    vocab: str = typer.Option(
+        "scfoundation", help="Gene vocabulary: a shipped name, or a file with a gene column."
+    ),
     min_genes: int = typer.Option(200, min=0, help="Drop cells with fewer expressed vocabulary genes."),
     seed: int = typer.Option(0, help="Seed of the global shuffle; the same seed gives the same store."),
     layer: str | None = typer.Option(None, help="Matrix to read: a layer's name or 'raw'. Default: X."),
@@ -32,7 +38,9 @@ def ingest(
         manifest = run_ingest(
             sources, str(store), vocab=vocab, min_genes=min_genes, seed=seed, layer=layer, progress=progress
         )
-    typer.echo(f"{store}: {manifest['cells']:,} cells x {manifest['genes']:,} genes, {manifest['nnz']:,} non-zeros")
+    typer.echo(
+        f"{store}: {manifest['cells']:,} cells x {manifest['genes']:,} genes, {manifest['nnz']:,} non-zeros"
+    )
 
 
 @app.command()
@@ -63,7 +71,9 @@ def verify(store: Path = typer.Argument(..., help="Folder of a store.")) -> None
 @app.command("export")
 def export_store(
     store: Path = typer.Argument(..., help="Folder of a store."),
-    out: Path = typer.Argument(..., help="File to write: .h5ad, .zarr (AnnData) or .parquet (cell, gene, count)."),
+    out: Path = typer.Argument(
+        ..., help="File to write: .h5ad, .zarr (AnnData) or .parquet (cell, gene, count)."
+    ),
 ) -> None:
     """Write the store's cells as AnnData or as a long Parquet table."""
     from cellfoundry_data.store import export

@@ -66,10 +66,12 @@ def embed(
     model: Path = typer.Option(..., help="Model directory (or the directory of an export)."),
     out: Path = typer.Option(..., help="File to write: .h5ad, .npy, .parquet or .zarr."),
     output: Output = typer.Option(
-        Output.cell, help="cell: one vector a cell; gene: one vector a gene and cell; expression: predicted values."
+        Output.cell,
+        help="cell: one vector a cell; gene: one vector a gene and cell; expression: predicted values.",
     ),
     pool: Pool = typer.Option(
-        Pool.all, help="all: S token, T token, max and mean over genes (4 x width); max: max over all tokens (width)."
+        Pool.all,
+        help="all: S token, T token, max and mean over genes (4 x width); max: max over all tokens (width).",
     ),
     target: str = typer.Option(
         "t4",
@@ -80,7 +82,9 @@ def embed(
         PreNormalized.F,
         help="F: raw counts; T: values already log-normalised; A: the same with the total count in the last column.",
     ),
-    engine: EngineName = typer.Option(EngineName.auto, help="auto takes torch where weights are, else ONNX Runtime."),
+    engine: EngineName = typer.Option(
+        EngineName.auto, help="auto takes torch where weights are, else ONNX Runtime."
+    ),
     precision: Precision = typer.Option(Precision.fp32, help="bf16 is faster and exact to about 1e-2."),
     layer: str | None = typer.Option(None, help="Matrix to read: a layer's name or 'raw'. Default: X."),
 ) -> None:

@@ -38,7 +38,9 @@ def version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: bool = typer.Option(False, "--version", callback=version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     """Raw single-cell counts in; a pretrained scFoundation-style model, its embeddings and an endpoint out."""
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import typer
 
-app = typer.Typer(help="Import official checkpoints; inspect and export model directories.", no_args_is_help=True)
+app = typer.Typer(
+    help="Import official checkpoints; inspect and export model directories.", no_args_is_help=True
+)
 
 
 class Part(StrEnum):
@@ -29,13 +31,17 @@ class ExportFormat(StrEnum):
 @app.command("import")
 def import_checkpoint(
     checkpoint: Path = typer.Argument(..., metavar="CKPT", help="Official scFoundation checkpoint (.ckpt)."),
-    out: Path = typer.Option(..., help="Model directory to write: config.json, model.safetensors, vocab.tsv."),
+    out: Path = typer.Option(
+        ..., help="Model directory to write: config.json, model.safetensors, vocab.tsv."
+    ),
     part: Part | None = typer.Option(
         None,
         help="cell (cell embeddings), rde (read-depth enhancement) or gene (gene embeddings, expression). "
         "Default: the file's only part, else cell.",
     ),
-    vocab: str = typer.Option("scfoundation", help="Vocabulary the checkpoint was trained with: a name or a file."),
+    vocab: str = typer.Option(
+        "scfoundation", help="Vocabulary the checkpoint was trained with: a name or a file."
+    ),
 ) -> None:
     """Convert an official checkpoint; the file is read without running any code in it."""
     from cellfoundry_data.vocabulary import load
@@ -62,7 +68,9 @@ def info(model: Path = typer.Argument(..., help="Model directory.")) -> None:
 @app.command()
 def export(
     model: Path = typer.Argument(..., help="Model directory."),
-    format_: ExportFormat = typer.Option(..., "--format", help="onnx, or tensorrt (needs the extra 'tensorrt')."),
+    format_: ExportFormat = typer.Option(
+        ..., "--format", help="onnx, or tensorrt (needs the extra 'tensorrt')."
+    ),
     out: Path = typer.Option(..., help="Directory to write the engine's files to."),
 ) -> None:
     """Export the cell-embedding graph, checked against torch before it is put in place."""

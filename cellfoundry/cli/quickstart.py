@@ -11,7 +11,9 @@ from cellfoundry.cli.console import ProgressDisplay
 
 def quickstart(
     out: Path = typer.Option(Path("quickstart"), help="Folder for everything the run makes."),
-    fresh: bool = typer.Option(False, "--fresh", help="Start over instead of keeping stages already finished."),
+    fresh: bool = typer.Option(
+        False, "--fresh", help="Start over instead of keeping stages already finished."
+    ),
 ) -> None:
     """Ingest, pretrain, export, embed, serve and report on 1,937 real pancreas cells: offline, CPU, about 4 minutes."""
     from cellfoundry.quickstart import quickstart as run_quickstart

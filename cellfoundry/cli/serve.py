@@ -11,8 +11,12 @@ from cellfoundry.cli.embed import EngineName
 
 def serve(
     model: Path = typer.Option(..., help="Model directory (or the directory of an export)."),
-    engine: EngineName = typer.Option(EngineName.auto, help="auto takes torch where weights are, else ONNX Runtime."),
-    host: str = typer.Option("127.0.0.1", help="Address to listen on; only loopback, until keys are supported."),
+    engine: EngineName = typer.Option(
+        EngineName.auto, help="auto takes torch where weights are, else ONNX Runtime."
+    ),
+    host: str = typer.Option(
+        "127.0.0.1", help="Address to listen on; only loopback, until keys are supported."
+    ),
     port: int = typer.Option(8000, min=0, max=65535, help="TCP port."),
 ) -> None:
     """Serve embeddings over the Open Inference Protocol (V2) and JSON; SIGTERM and Ctrl-C drain."""

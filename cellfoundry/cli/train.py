@@ -22,13 +22,17 @@ def pretrain(
     store: Path = typer.Option(..., help="Shard store that `cellfoundry data ingest` wrote."),
     run: Path = typer.Option(..., help="Folder of the run: resolved config, metrics, checkpoints, model."),
     set_: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="Override one value of the config, e.g. learning_rate=1e-3. Repeatable."
+        [],
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one value of the config, e.g. learning_rate=1e-3. Repeatable.",
     ),
     resume: bool = typer.Option(False, "--resume", help="Go on from the run's last checkpoint."),
 ) -> None:
     """Pretrain with the read-depth-aware masked objective; the model directory is RUN/model."""
-    from cellfoundry_training.config import load_config
     from cellfoundry_training.pretrain import pretrain as run_pretrain
+
+    from cellfoundry_training.config import load_config
 
     settings = load_config(config, set_)
     with ProgressDisplay() as progress:

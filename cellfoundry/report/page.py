@@ -80,8 +80,12 @@ def write_page(out: Path, record: dict[str, Any], plots: dict[str, Any]) -> Path
         record: stage name -> what the stage recorded, ``seconds`` included.
         plots: ``steps`` and ``evaluations`` of the training log, ``umap`` (cells, 2), ``labels`` (cells,).
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources.files(__package__).joinpath("page.html.j2").read_text("utf-8"))
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(
+        resources.files(__package__).joinpath("page.html.j2").read_text("utf-8")
+    )
     seconds = {name: record[name]["seconds"] for name in STAGE_NAMES}
     total = sum(seconds.values())
     html = template.render(
@@ -97,7 +101,10 @@ def write_page(out: Path, record: dict[str, Any], plots: dict[str, Any]) -> Path
         time_svg=horizontal_bars(list(STAGE_NAMES.values()), list(seconds.values()), "seconds"),
         facts=[
             ("Engine", record["embed"]["engine"]),
-            ("Store", f"{record['ingest']['nnz']:,} non-zeros, {record['ingest']['bytes_per_nnz']:.2f} bytes each"),
+            (
+                "Store",
+                f"{record['ingest']['nnz']:,} non-zeros, {record['ingest']['bytes_per_nnz']:.2f} bytes each",
+            ),
             ("Removed at QC", f"{record['ingest']['removed']:,} of {record['ingest']['read']:,} cells"),
             ("Machine", f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"),
             ("Python", platform.python_version()),
