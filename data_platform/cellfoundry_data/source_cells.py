@@ -101,8 +101,8 @@ class SourceCells:
             return GeneAlignment(np.arange(n_genes, dtype=np.int32), n_genes, 0, 0)
         if self._total_column and source.gene_names[-1] in self._vocab.index:
             raise DataError(
-                f"{source.path}: its last column is gene {source.gene_names[-1]}, but with --pre-normalized A "
-                "it must hold the total counts."
+                f"{source.path}: its last column is gene {source.gene_names[-1]}, but with --pre-normalized "
+                "A it must hold the total counts."
             )
         try:
             return align(
@@ -129,8 +129,9 @@ class SourceCells:
                 entry = int(np.argmax(fractional))
                 row, gene = self._locate(first_row, block, entry)
                 raise DataError(
-                    f"{name}: the values look already normalised (row {row}, gene {gene} = {values[entry]:g}); "
-                    "pass --pre-normalized T if they are log-normalised, or choose a layer of raw counts."
+                    f"{name}: the values look already normalised (row {row}, gene {gene} = "
+                    f"{values[entry]:g}); pass --pre-normalized T if they are log-normalised, or choose a "
+                    "layer of raw counts."
                 )
 
     def _check_totals(self, first_row: int, totals: npt.NDArray[np.float64]) -> None:

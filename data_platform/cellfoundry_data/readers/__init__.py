@@ -43,18 +43,14 @@ def open_source(path: str | Path, *, layer: str | None = None) -> CountsSource:
         raise DataError(f"{path}: no such file or folder.")
     suffix = _suffix(location)
     if suffix in _WITH_LAYERS:
-        source = _WITH_LAYERS[suffix](str(path), layer)
-    elif layer is not None:
+        return _WITH_LAYERS[suffix](str(path), layer)
+    if layer is not None:
         raise DataError(f"{path}: layer {layer!r} was asked for, but only .h5ad and .zarr files have layers.")
-    elif suffix in _PLAIN:
-        source = _PLAIN[suffix](str(path))
-    elif location.is_dir() and is_tenx_folder(location):
-        source = TenxFolderSource(str(path))
-    else:
-        raise DataError(f"{path}: unknown kind of source; accepted are {ACCEPTED}.")
-    if not source.n_cells or not source.n_columns:
-        raise DataError(f"{path}: is empty, {source.n_cells} cells x {source.n_columns} genes.")
-    return source
+    if suffix in _PLAIN:
+        return _PLAIN[suffix](str(path))
+    if location.is_dir() and is_tenx_folder(location):
+        return TenxFolderSource(str(path))
+    raise DataError(f"{path}: unknown kind of source; accepted are {ACCEPTED}.")
 
 
 def _suffix(path: Path) -> str:

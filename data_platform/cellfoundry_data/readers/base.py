@@ -26,6 +26,8 @@ class CountsSource(ABC):
         obs: one row a cell, indexed by ``obs_names``; categorical columns stay categorical.
         n_columns: columns of the matrix.
         in_vocabulary_columns: the columns have no names and are taken as the vocabulary's genes in order.
+
+    Raises DataError where there is no cell or no column.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class CountsSource(ABC):
         self.obs_names: npt.NDArray[np.str_] = obs.index.to_numpy(dtype=str)
         self.in_vocabulary_columns = n_columns is not None
         self.n_columns = len(self.gene_names) if n_columns is None else n_columns
+        if not self.n_cells or not self.n_columns:
+            raise DataError(f"{path}: is empty, {self.n_cells} cells x {self.n_columns} genes.")
 
     @property
     def n_cells(self) -> int:

@@ -31,7 +31,7 @@ def compressed_rows(data: Any, indices: Any, indptr: Any, n_columns: int) -> Row
 
 
 def compressed_columns(data: Any, indices: Any, indptr: Any, n_rows: int, n_columns: int) -> RowReader:
-    """Reader of rows of a CSC triple, which is loaded and converted once (16 bytes a non-zero at the peak)."""
+    """Reader of rows of a CSC triple, which is loaded and converted once (16 bytes a non-zero at most)."""
     by_gene = compressed_rows(data, indices, indptr, n_rows)(0, n_columns)
     by_cell = by_gene.T.tocsr()
     return lambda start, stop: by_cell[start:stop]
