@@ -129,27 +129,22 @@ def mask_cells(
     key_X = _choose(key_Z[expressed_Z], n_cells, n_genes, value_mask_prob, zero_mask_prob, random)
     cell_X, position_X = key_X // n_genes, key_X % n_genes
     target_X, kept_X = _look_up(key_X, key_Z, target_Z, value_Z)
-    masked_X, mask_value_X = _replace(
-        cell_X,
-        position_X,
-        kept_X,
-        value_Z[expressed_Z],
-        cell_Z[expressed_Z],
-        n_cells,
-        replace_prob,
-        random_prob,
-        random,
+    # One word decides between mask token, random value and kept value, another one draws the random value.
+    word_X4 = random.words(_REPLACEMENT, cell_X, position_X, torch.zeros_like(cell_X))
+    masked_X = word_X4[:, 0] < _threshold(replace_prob)
+    is_random_X = ~masked_X & (word_X4[:, 0] < _threshold(replace_prob + random_prob))
+    mask_value_X = kept_X.masked_fill(masked_X, mask_token_id)
+    mask_value_X[is_random_X] = _draw(
+        word_X4[is_random_X, 1], cell_X[is_random_X], value_Z[expressed_Z], cell_Z[expressed_Z], n_cells
     )
-    mask_value_X = mask_value_X.masked_fill(masked_X, mask_token_id)
 
     is_token_X = ~masked_X & (mask_value_X > 0)
     untouched_Z = expressed_Z & ~torch.isin(key_Z, key_X, assume_unique=True)
     cells_C = torch.arange(n_cells, device=device)
+    t_position_C = torch.full_like(cells_C, n_genes)
     # Sorting by (cell, position) puts the genes in order and T, then S, behind them.
     cell = torch.cat([cell_Z[untouched_Z], cell_X[is_token_X], cells_C, cells_C])
-    position = torch.cat(
-        [position_Z[untouched_Z], position_X[is_token_X], cells_C * 0 + n_genes, cells_C * 0 + n_genes + 1]
-    )
+    position = torch.cat([position_Z[untouched_Z], position_X[is_token_X], t_position_C, t_position_C + 1])
     value = torch.cat(
         [
             value_Z[untouched_Z],
@@ -191,7 +186,7 @@ def _thin(raw_Z: Tensor, cell_Z: Tensor, position_Z: Tensor, n_cells: int, rando
             "read_depth_aware=False."
         )
     cells_C = torch.arange(n_cells, device=raw_Z.device)
-    word_C4 = random.words(_DEPTH, cells_C, 0, cells_C * 0)
+    word_C4 = random.words(_DEPTH, cells_C, 0, torch.zeros_like(cells_C))
     thinned_C = (word_C4[:, 0] < 1 << 31) & (_totals(raw_Z, cell_Z, n_cells) >= THINNING_MINIMUM_TOTAL)
     threshold_C = word_C4[:, 1:].median(-1).values
 
@@ -246,26 +241,13 @@ def _look_up(key_X: Tensor, key_Z: Tensor, *columns_Z: Tensor) -> tuple[Tensor, 
     return tuple(torch.where(found_X, column_Z[entry_X], 0.0) for column_Z in columns_Z)
 
 
-def _replace(
-    cell_X: Tensor,
-    position_X: Tensor,
-    kept_X: Tensor,
-    expressed_value: Tensor,
-    expressed_cell: Tensor,
-    n_cells: int,
-    replace_prob: float,
-    random_prob: float,
-    random: _CellRandom,
-) -> tuple[Tensor, Tensor]:
-    """Which chosen positions become the mask token, and the value of the others: random, or kept."""
-    word_X4 = random.words(_REPLACEMENT, cell_X, position_X, cell_X * 0)
-    masked_X = word_X4[:, 0] < _threshold(replace_prob)
-    is_random_X = ~masked_X & (word_X4[:, 0] < _threshold(replace_prob + random_prob))
+def _draw(
+    word: Tensor, cell: Tensor, expressed_value: Tensor, expressed_cell: Tensor, n_cells: int
+) -> Tensor:
+    """A value of the own cell for each random word; 0 in a cell whose input is all zeros."""
     expressed_C = torch.bincount(expressed_cell, minlength=n_cells)
     first_C = expressed_C.cumsum(0) - expressed_C
-    # A cell whose input is all zeros has no value to draw: its positions stay.
-    is_random_X &= expressed_C[cell_X] > 0
-    drawn_X = first_C[cell_X] + (word_X4[:, 1] * expressed_C[cell_X] >> 32)
-    value_X = kept_X.clone()
-    value_X[is_random_X] = expressed_value[drawn_X[is_random_X]]
-    return masked_X, value_X
+    # The appended zero is what an empty cell at the end of the batch draws.
+    drawn = torch.cat([expressed_value, expressed_value.new_zeros(1)])
+    value = drawn[first_C[cell] + (word * expressed_C[cell] >> 32)]
+    return torch.where(expressed_C[cell] > 0, value, 0.0)

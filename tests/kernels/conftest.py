@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 
 import pytest
+import torch
 from torch import Tensor
 
 # Triton decides at import whether it interprets, so those files run in a process of their own
@@ -25,3 +26,9 @@ def relative_rms() -> Callable[[Tensor, Tensor], float]:
         return float((actual - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
     return measure
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Inputs are random but the same in every run."""
+    torch.manual_seed(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from cellfoundry_kernels.philox import philox4x32
 
 VECTORS = {

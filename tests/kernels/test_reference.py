@@ -8,6 +8,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import Tensor
+
 from cellfoundry_kernels import (
     favor_attention,
     masked_mse,
@@ -16,7 +18,6 @@ from cellfoundry_kernels import (
     value_embedding,
     varlen_attention,
 )
-from torch import Tensor
 
 RelativeRms = Callable[[Tensor, Tensor], float]
 FP32_BOUND = 1e-5
@@ -26,9 +27,15 @@ def cu_seqlens_of(lengths: list[int]) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0).int()
 
 
-def embedding_inputs(tokens: int, bins: int, width: int, dtype: torch.dtype) -> list[Tensor]:
-    shapes = [(tokens,), (bins, 1), (bins,), (bins, bins), (bins,), (bins, width)]
-    return [torch.randn(shape, dtype=dtype) / (bins**0.5 if shape == (bins, bins) else 1) for shape in shapes]
+EmbeddingInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def embedding_inputs(tokens: int, bins: int, width: int, dtype: torch.dtype) -> EmbeddingInputs:
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=dtype)
+
+    mlp2_weight_BB = random(bins, bins) / bins**0.5
+    return random(tokens), random(bins, 1), random(bins), mlp2_weight_BB, random(bins), random(bins, width)
 
 
 def value_embedding_written_out(
@@ -52,12 +59,14 @@ def test_value_embedding_is_the_formula(
 ) -> None:
     inputs = embedding_inputs(tokens, bins, width, torch.float32)
     expected = value_embedding_written_out(*(x.double() for x in inputs))
-    assert relative_rms(value_embedding(*inputs, 0.7), expected) <= FP32_BOUND
+    assert relative_rms(value_embedding(*inputs, alpha=0.7), expected) <= FP32_BOUND
 
 
 def test_value_embedding_gradients() -> None:
-    inputs = [x.requires_grad_() for x in embedding_inputs(4, 5, 3, torch.float64)]
-    assert torch.autograd.gradcheck(lambda *x: value_embedding(*x, 0.7), inputs)
+    inputs = tuple(x.requires_grad_() for x in embedding_inputs(4, 5, 3, torch.float64))
+    assert torch.autograd.gradcheck(
+        lambda v, w1, b1, w2, b2, t: value_embedding(v, w1, b1, w2, b2, t, 0.7), inputs
+    )
 
 
 def attention_written_out(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -77,10 +86,10 @@ def test_varlen_attention_is_softmax_attention_in_each_cell(
     lengths: list[int], heads: int, head_dim: int, relative_rms: RelativeRms
 ) -> None:
     # One packed projection: q, k and v are strided views, as in the model.
-    qkv = torch.randn(sum(lengths), 3, heads, head_dim)
+    q, k, v = torch.randn(sum(lengths), 3, heads, head_dim).unbind(1)
     cu_seqlens = cu_seqlens_of(lengths)
-    expected = attention_written_out(*qkv.double().unbind(1), cu_seqlens)
-    out = varlen_attention(*qkv.unbind(1), cu_seqlens, max(lengths))
+    expected = attention_written_out(q.double(), k.double(), v.double(), cu_seqlens)
+    out = varlen_attention(q, k, v, cu_seqlens, max(lengths))
     assert relative_rms(out, expected) <= FP32_BOUND
 
 
@@ -128,26 +137,21 @@ def favor_written_out(q: Tensor, k: Tensor, v: Tensor, projection: Tensor) -> Te
 
 
 @pytest.mark.parametrize(
-    ("cells", "heads", "positions", "head_dim", "size"),
-    [(1, 1, 1, 8, 1.0), (3, 2, 70, 16, 1.0), (2, 4, 500, 64, 1.0), (2, 2, 60, 8, 2.0)],
-    ids=[
-        "cells1-len1-d8-fp32",
-        "cells3-len70-d16-fp32",
-        "cells2-len500-d64-fp32",
-        "cells2-len60-d8-large-fp32",
-    ],
+    ("cells", "heads", "positions", "head_dim"),
+    [(1, 1, 1, 8), (3, 2, 70, 16), (2, 4, 500, 64)],
+    ids=["cells1-len1-d8-fp32", "cells3-len70-d16-fp32", "cells2-len500-d64-fp32"],
 )
 def test_favor_attention_and_its_gradients_are_the_formula(
-    cells: int, heads: int, positions: int, head_dim: int, size: float, relative_rms: RelativeRms
+    cells: int, heads: int, positions: int, head_dim: int, relative_rms: RelativeRms
 ) -> None:
     projection = torch.randn(int(head_dim * math.log(head_dim)), head_dim)
-    inputs = [size * torch.randn(cells, heads, positions, head_dim) for _ in range(3)]
+    inputs = [torch.randn(cells, heads, positions, head_dim) for _ in range(3)]
     grad = torch.randn(cells, heads, positions, head_dim)
     single = [x.clone().requires_grad_() for x in inputs]
-    out = favor_attention(*single, projection)
+    out = favor_attention(single[0], single[1], single[2], projection)
     out.backward(grad)
     double = [x.double().requires_grad_() for x in inputs]
-    expected = favor_written_out(*double, projection.double())
+    expected = favor_written_out(double[0], double[1], double[2], projection.double())
     expected.backward(grad.double())
     assert relative_rms(out, expected) <= FP32_BOUND
     # One position attends to itself only: the gradients of its query and key are exactly zero.
@@ -155,6 +159,13 @@ def test_favor_attention_and_its_gradients_are_the_formula(
         assert ours.grad is not None
         assert theirs.grad is not None
         assert relative_rms(ours.grad, theirs.grad) <= FP32_BOUND
+
+
+def test_favor_attention_of_large_inputs_neither_overflows_nor_vanishes(relative_rms: RelativeRms) -> None:
+    projection = torch.randn(16, 8)
+    q, k, v = (10 * torch.randn(2, 2, 60, 8) for _ in range(3))
+    expected = favor_written_out(q.double(), k.double(), v.double(), projection.double())
+    assert relative_rms(favor_attention(q, k, v, projection), expected) <= FP32_BOUND
 
 
 def test_favor_attention_does_not_depend_on_the_company(relative_rms: RelativeRms) -> None:
@@ -167,10 +178,10 @@ def test_favor_attention_does_not_depend_on_the_company(relative_rms: RelativeRm
 
 def test_favor_attention_keeps_half_precision_outside_only(relative_rms: RelativeRms) -> None:
     projection = torch.randn(16, 8)
-    inputs = [torch.randn(1, 2, 40, 8).bfloat16() for _ in range(3)]
-    out = favor_attention(*inputs, projection)
+    q, k, v = (torch.randn(1, 2, 40, 8).bfloat16() for _ in range(3))
+    out = favor_attention(q, k, v, projection)
     assert out.dtype == torch.bfloat16
-    expected = favor_written_out(*(x.double() for x in inputs), projection.double())
+    expected = favor_written_out(q.double(), k.double(), v.double(), projection.double())
     assert torch.equal(out, expected.float().bfloat16()) or relative_rms(out, expected) < 2e-3
 
 
