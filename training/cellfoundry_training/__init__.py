@@ -1,0 +1,1 @@
+"""Pretraining: configuration, objective, and the loop over Ray Train and DeepSpeed."""

@@ -1,0 +1,206 @@
+"""What a pretraining run is made of: one validated record, YAML presets beside it, and `key=value` overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from cellfoundry_model.config import ModelConfig
+from cellfoundry_model.errors import ModelError
+from cellfoundry_model.presets import PRESETS
+from cellfoundry_training.errors import TrainingError
+
+CONFIG_DIR = Path(__file__).parent / "configs"
+
+
+class PretrainConfig(BaseModel):
+    """A pretraining run. A preset file shows every value; a file of your own may leave out what has a default here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | dict[str, Any]
+    """Preset name, or the fields of a ModelConfig; the number of genes always follows the store."""
+
+    workers: PositiveInt = 1
+    """Ranks of the run; one CPU core share or one GPU each."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where ranks compute; auto takes GPUs if the cluster has one for every rank."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of weights and activations in the forward and backward pass; the optimizer keeps float32."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage: what is partitioned over ranks (1 optimizer, 2 + gradients, 3 + weights)."""
+
+    batch_cells: PositiveInt
+    """Cells a rank puts through the model at once."""
+    gradient_accumulation: PositiveInt = 1
+    """Such batches per optimizer step; a step sees workers x batch_cells x gradient_accumulation cells."""
+    max_steps: PositiveInt | None = None
+    """Stop after that many optimizer steps; at least one of max_steps and max_seconds is needed."""
+    max_seconds: PositiveFloat | None = None
+    """Stop once steps took that many seconds of wall time (evaluation and checkpoints not counted)."""
+
+    learning_rate: PositiveFloat
+    """AdamW's peak learning rate."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up; cosine falls over the whole budget, steps or seconds."""
+    min_learning_rate_share: float = Field(0.1, ge=0.0, le=1.0)
+    """Where cosine ends, as a share of the peak."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's decoupled weight decay."""
+    clip: PositiveFloat = 1.0
+    """Largest global norm of the gradients."""
+
+    value_mask_prob: float = Field(0.3, ge=0.0, le=1.0)
+    """Share of non-zero positions that the model must predict."""
+    zero_mask_prob: float = Field(0.03, ge=0.0, le=1.0)
+    """Share of zero positions that the model must predict."""
+    replace_prob: float = Field(0.8, ge=0.0, le=1.0)
+    """Share of those that become the mask token."""
+    random_prob: float = Field(0.1, ge=0.0, le=1.0)
+    """Share of those that become a random value; the rest keep theirs."""
+    read_depth_aware: bool = True
+    """Downsample half of the cells with at least 1,000 counts, so that the model learns to raise read depth."""
+
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Key of weights, cell order and masks: same seed, same run."""
+    validation_share: float = Field(0.05, gt=0.0, lt=1.0)
+    """Share of the store's cells held out for evaluation."""
+    eval_every_steps: PositiveInt
+    """Steps between evaluations on held-out cells; one more follows the last step."""
+    eval_cells: PositiveInt | None = None
+    """Held-out cells an evaluation uses at most; empty means all."""
+    checkpoint_every_steps: PositiveInt
+    """Steps between checkpoints: what an interruption can cost at most."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints kept."""
+
+    @model_validator(mode="after")
+    def _check_across_fields(self) -> PretrainConfig:
+        if self.max_steps is None and self.max_seconds is None:
+            raise ValueError("max_steps or max_seconds must be set, or the run would never end")
+        if self.value_mask_prob == 0 and self.zero_mask_prob == 0:
+            raise ValueError("value_mask_prob and zero_mask_prob are both 0, so there is nothing to predict")
+        if self.replace_prob + self.random_prob > 1:
+            raise ValueError("replace_prob + random_prob must not exceed 1")
+        if isinstance(self.model, str) and self.model not in PRESETS:
+            raise ValueError(f"model: no preset {self.model!r}; there are {', '.join(PRESETS)}")
+        return self
+
+    def architecture(self, n_genes: int) -> ModelConfig:
+        """The model's sizes for a store of ``n_genes``; ModelError if they do not fit together."""
+        fields = PRESETS[self.model].to_dict() if isinstance(self.model, str) else dict(self.model)
+        return ModelConfig.from_dict({**fields, "n_genes": n_genes})
+
+    def hash(self) -> str:
+        """Short hex digest of every value, to tell runs apart."""
+        text = json.dumps(self.model_dump(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def write(self, path: Path) -> None:
+        """Write every value as YAML, which `load_config` reads back to an equal record."""
+        path.write_text(yaml.safe_dump(self.model_dump(), sort_keys=False))
+
+
+def load_config(name_or_file: str | Path, overrides: Iterable[str] = ()) -> PretrainConfig:
+    """Read a preset (a name such as ``tiny``) or a YAML file and apply ``key=value`` overrides.
+
+    A dot reaches into the model: ``model.encoder_depth=4``. Raises TrainingError, which names the field or key.
+    """
+    values = _read_yaml(name_or_file)
+    for override in overrides:
+        _apply(values, override)
+    return build_config(values, source=str(name_or_file))
+
+
+def build_config(values: Mapping[str, Any], *, source: str) -> PretrainConfig:
+    """Validate ``values``; TrainingError with one sentence that names the field and ``source``."""
+    for key in values:
+        if key not in PretrainConfig.model_fields:
+            raise TrainingError(
+                f"configuration {source}: unknown key {key!r}{_nearest(key, PretrainConfig.model_fields)}"
+            )
+    try:
+        config = PretrainConfig.model_validate(dict(values))
+        config.architecture(n_genes=1)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"] if part not in ("str", "dict[str,any]"))
+        message = first["msg"].removeprefix("Value error, ")
+        where = f"{field}: " if field else ""
+        given = f", not {first['input']!r}" if field and first["type"] != "missing" else ""
+        raise TrainingError(f"configuration {source}: {where}{message}{given}") from None
+    except ModelError as error:
+        raise TrainingError(f"configuration {source}: model: {error}") from None
+    return config
+
+
+def _read_yaml(name_or_file: str | Path) -> dict[str, Any]:
+    preset = CONFIG_DIR / f"{name_or_file}.yaml"
+    path = preset if preset.parent == CONFIG_DIR and preset.is_file() else Path(name_or_file)
+    if not path.is_file():
+        presets = ", ".join(sorted(file.stem for file in CONFIG_DIR.glob("*.yaml")))
+        raise TrainingError(
+            f"no configuration {str(name_or_file)!r}: give one of the presets {presets}, or a YAML file"
+        )
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise TrainingError(f"configuration {path} is not valid YAML: {reason}") from None
+    if not isinstance(values, dict):
+        raise TrainingError(f"configuration {path} must be a mapping of fields to values")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise TrainingError(f"--set {override}: write key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise TrainingError(f"--set {override}: the value is not valid YAML") from None
+    top, dot, inner = key.partition(".")
+    if top not in PretrainConfig.model_fields:
+        raise TrainingError(
+            f"--set {override}: unknown key {top!r}{_nearest(top, PretrainConfig.model_fields)}"
+        )
+    if not dot:
+        values[top] = value
+        return
+    model_fields = [field.name for field in dataclasses.fields(ModelConfig)]
+    if top != "model" or inner not in model_fields:
+        raise TrainingError(
+            f"--set {override}: unknown key {key!r}{_nearest(key, [f'model.{f}' for f in model_fields])}"
+        )
+    model = values.get("model")
+    if isinstance(model, str) and model in PRESETS:
+        model = PRESETS[model].to_dict()
+    if not isinstance(model, dict):
+        raise TrainingError(f"--set {override}: model is {model!r}, neither a preset name nor a mapping")
+    values["model"] = {**model, inner: value}
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)
+    return f"; the nearest is {close[0]!r}" if close else ""

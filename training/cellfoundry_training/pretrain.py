@@ -1,0 +1,281 @@
+"""Start, watch and finish a pretraining run: Ray Train V2 places the ranks, `worker.py` is what they do.
+
+An interruption (Ctrl-C, kill, power) leaves a run that ``resume=True`` continues from its last checkpoint, so it
+costs at most ``checkpoint_every_steps`` steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cellfoundry_data.errors import DataError
+from cellfoundry_data.store import open_store
+from cellfoundry_model.checkpoint import load_model
+from cellfoundry_model.errors import ModelError
+from cellfoundry_training import history
+from cellfoundry_training.config import PretrainConfig, load_config
+from cellfoundry_training.errors import TrainingError
+from cellfoundry_training.files import RunFiles
+
+if TYPE_CHECKING:
+    from ray.train import TrainingFailedError
+
+Progress = Callable[[str, int, int], None]
+PROGRESS_EVERY_S = 0.5
+OBJECT_STORE_BYTES = 300 * 2**20
+# What a resumed run may change: how long it goes on and what it keeps, not what the steps compute.
+FREE_ON_RESUME = {
+    "max_steps",
+    "max_seconds",
+    "device",
+    "eval_every_steps",
+    "eval_cells",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+}
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a run came to. Losses are masked mean squared errors on held-out cells, all on the same positions.
+
+    Attributes:
+        steps: optimizer steps.
+        cells_seen: cells of all steps, repeats counted.
+        seconds: wall time of the steps.
+        heldout_loss: the lowest of the run, which is that of the weights in ``model_dir``.
+        final_heldout_loss: after the last step.
+        gene_mean_loss: predicting each gene's mean under the masking distribution, the best constant there is.
+        plain_gene_mean_loss: predicting each gene's mean over all training cells, an easier opponent.
+        parameters: of the model.
+        model_dir: model directory.
+        history: metrics.jsonl, one line a step and an evaluation.
+    """
+
+    steps: int
+    cells_seen: int
+    seconds: float
+    heldout_loss: float
+    final_heldout_loss: float
+    gene_mean_loss: float
+    plain_gene_mean_loss: float
+    parameters: int
+    model_dir: Path
+    history: Path
+
+
+def pretrain(
+    config: PretrainConfig,
+    store: str | Path,
+    run_dir: str | Path,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> PretrainResult:
+    """Pretrain on a shard store; blocks until the budget of ``config`` is used.
+
+    ``run_dir`` gets config.yaml (every value), metrics.jsonl, checkpoints/ and model/; all ranks must see it and the
+    store. Uses the Ray cluster this process is connected to, or starts one on this machine and stops it again.
+
+    Raises:
+        TrainingError: a run that exists (or, with ``resume``, does not), other values on resume, a cluster too small
+            for the workers, a loss that is no longer finite; and any unforeseen failure of a rank, with the file that
+            has its traceback.
+        DataError: an unreadable or damaged store, or one with too few cells.
+    """
+    store_path, files = Path(store).resolve(), RunFiles(Path(run_dir).resolve())
+    config.architecture(len(open_store(store_path).vocabulary.genes))
+    _check_run(config, files, resume)
+    with _ray_cluster(config.workers):
+        device = _choose_device(config)
+        files.folder.mkdir(parents=True, exist_ok=True)
+        config.write(files.config)
+        with _following(files.metrics, config, progress):
+            _fit(config, device, store_path, files)
+    return _result(files)
+
+
+def _check_run(config: PretrainConfig, files: RunFiles, resume: bool) -> None:
+    if not resume:
+        if files.folder.exists() and (not files.folder.is_dir() or any(files.folder.iterdir())):
+            raise TrainingError(f"run {files.folder} exists: continue it with --resume or give another --run")
+        return
+    if not files.config.is_file():
+        raise TrainingError(
+            f"run {files.folder} has no {files.config.name} to resume from: start it without --resume"
+        )
+    before = load_config(files.config)
+    if before.workers != config.workers:
+        raise TrainingError(
+            f"run {files.folder} was started with {before.workers} workers and cannot go on with {config.workers}: "
+            f"resume with workers={before.workers}"
+        )
+    for name in PretrainConfig.model_fields:
+        if name not in FREE_ON_RESUME and getattr(before, name) != getattr(config, name):
+            raise TrainingError(
+                f"run {files.folder} was started with {name} {getattr(before, name)!r}, not {getattr(config, name)!r}: "
+                "resume with the same value, or start another --run"
+            )
+
+
+@contextmanager
+def _ray_cluster(workers: int) -> Iterator[None]:
+    """The cluster this process already uses, or a local one for the time being."""
+    # Ray would otherwise write a token into the home directory; a local cluster listens on loopback only.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(
+        address="local",
+        num_cpus=max(2, workers),
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _choose_device(config: PretrainConfig) -> str:
+    import ray
+
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    if config.device == "cuda" and gpus < config.workers:
+        raise TrainingError(
+            f"device is cuda and workers {config.workers}, but the cluster has {gpus} GPUs: lower workers"
+        )
+    if cpus < config.workers:
+        raise TrainingError(f"workers is {config.workers}, but the cluster has {cpus} CPUs: lower workers")
+    if config.device == "auto":
+        return "cuda" if gpus >= config.workers else "cpu"
+    return config.device
+
+
+def _fit(config: PretrainConfig, device: str, store: Path, files: RunFiles) -> None:
+    """Run the ranks and turn their failure into one sentence."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from cellfoundry_training.worker import train_rank
+
+    gpu = device == "cuda"
+    run_config = ray.train.RunConfig(  # type: ignore[call-arg]  # typed as Ray Train V1's, is V2's
+        name=files.checkpoints.name,
+        storage_path=str(files.folder),
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.keep_checkpoints),
+        worker_runtime_env={"env_vars": _worker_environment(config.workers, gpu)},
+    )
+    trainer = TorchTrainer(
+        train_rank,
+        train_loop_config={"config": config.model_dump(), "store": str(store), "run": str(files.folder)},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(num_workers=config.workers, use_gpu=gpu),
+        run_config=run_config,
+    )
+    try:
+        with _own_interrupt_handler():
+            trainer.fit()
+    except SystemExit:
+        # What Ray Train's handler makes of Ctrl-C after it stopped the ranks.
+        raise KeyboardInterrupt from None
+    except ray.train.TrainingFailedError as error:
+        raise _as_sentence(error, files) from error
+
+
+def _worker_environment(workers: int, gpu: bool) -> dict[str, str]:
+    """Threads so that ranks share the machine's cores; DeepSpeed must not pick a GPU for a run on CPU."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    environment = {"OMP_NUM_THREADS": str(threads)}
+    return environment if gpu else {**environment, "DS_ACCELERATOR": "cpu"}
+
+
+@contextmanager
+def _own_interrupt_handler() -> Iterator[None]:
+    """Ray Train replaces the process's SIGINT handler and leaves it; put the former one back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def _as_sentence(error: TrainingFailedError, files: RunFiles) -> Exception:
+    """The rank's own sentence if it raised one of ours, else one that names the file with the tracebacks."""
+    failures = getattr(error, "worker_failures", {})
+    for rank in sorted(failures):
+        if isinstance(failures[rank], (TrainingError, DataError, ModelError)):
+            return failures[rank]
+    files.failure.write_text(str(error))
+    return TrainingError(
+        f"pretraining stopped by an unexpected error: see {files.failure}; --resume continues the run"
+    )
+
+
+@contextmanager
+def _following(metrics: Path, config: PretrainConfig, progress: Progress | None) -> Iterator[None]:
+    """Report progress from the metrics file while the body runs."""
+    if progress is None:
+        yield
+        return
+    finished = threading.Event()
+    thread = threading.Thread(target=_follow, args=(metrics, config, progress, finished), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
+def _follow(metrics: Path, config: PretrainConfig, progress: Progress, finished: threading.Event) -> None:
+    total = config.max_steps or round(config.max_seconds or 0)
+    label = "pretrain (steps)" if config.max_steps else "pretrain (seconds)"
+    progress(label, 0, total)
+    reported = 0
+    while True:
+        last_look = finished.wait(PROGRESS_EVERY_S)
+        steps = history.steps(history.read(metrics))
+        if steps:
+            done = min(total, steps[-1]["step"] if config.max_steps else int(steps[-1]["seconds"]))
+            if done != reported:
+                progress(label, done, total)
+                reported = done
+        if last_look:
+            return
+
+
+def _result(files: RunFiles) -> PretrainResult:
+    records = history.read(files.metrics)
+    evaluations, steps = history.evaluations(records), history.steps(records)
+    best = min(evaluations, key=lambda record: record["heldout_loss"])
+    model = load_model(files.model).model
+    return PretrainResult(
+        steps=steps[-1]["step"],
+        cells_seen=steps[-1]["cells"],
+        seconds=steps[-1]["seconds"],
+        heldout_loss=best["heldout_loss"],
+        final_heldout_loss=evaluations[-1]["heldout_loss"],
+        gene_mean_loss=best["gene_mean_loss"],
+        plain_gene_mean_loss=best["plain_gene_mean_loss"],
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        model_dir=files.model,
+        history=files.metrics,
+    )

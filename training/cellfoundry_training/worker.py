@@ -1,0 +1,220 @@
+"""What every rank runs inside Ray Train: steps, evaluations, checkpoints, and the model directory on rank 0."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from cellfoundry_data.batch import CellBatch
+from cellfoundry_data.loader import ShardDataset
+from cellfoundry_data.store import Store, open_store
+from cellfoundry_kernels import MaskedCells
+from cellfoundry_model.architecture import CellModel
+from cellfoundry_model.checkpoint import save_model
+from cellfoundry_training import history
+from cellfoundry_training.config import PretrainConfig
+from cellfoundry_training.engine import full_weights, start_engine
+from cellfoundry_training.errors import TrainingError
+from cellfoundry_training.evaluation import Heldout, evaluate, sum_over_ranks
+from cellfoundry_training.files import RunFiles
+from cellfoundry_training.gene_means import gene_sums
+from cellfoundry_training.objective import EVALUATION_STEP, mask_batch, share_of_global_loss
+from cellfoundry_training.schedule import budget_share, learning_rate
+from cellfoundry_training.state import RunState, restore_checkpoint, save_checkpoint
+
+
+def train_rank(arguments: dict[str, Any]) -> None:
+    """Entry point for Ray Train; ``arguments``: config (values), store and run (absolute paths)."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    Trainer(PretrainConfig(**arguments["config"]), arguments["store"], RunFiles(Path(arguments["run"]))).run()
+
+
+class Trainer:
+    """One rank's side of a run."""
+
+    def __init__(self, config: PretrainConfig, store_path: str, files: RunFiles) -> None:
+        context = ray.train.get_context()
+        self.config, self.files = config, files
+        self.rank, self.ranks = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        store = open_store(store_path)
+        self.genes = store.vocabulary.genes
+        self.train_cells = self._cells(store, "train", self.rank, self.ranks)
+        # Every rank holds the whole list and takes every so-many-th batch of it: no held-out cell is left over.
+        self.heldout_cells = self._cells(store, "validation", 0, 1)
+        torch.manual_seed(config.seed)
+        model = CellModel(config.architecture(len(self.genes)))
+        self.engine = start_engine(model, config, self.device)
+        self.state = restore_checkpoint(self.engine) or RunState()
+        if self.rank == 0:
+            history.truncate_after(files.metrics, self.state.step)
+        if self.state.loader:
+            self.train_cells.load_state_dict(self.state.loader)
+        own_sums = gene_sums(self._cells(store, "train", self.rank, self.ranks), config, len(self.genes))
+        self.gene_sums = sum_over_ranks(own_sums, self.device)
+
+    def run(self) -> None:
+        """Train until the budget is used; then evaluate, checkpoint and leave the model directory."""
+        config, state = self.config, self.state
+        batches = self._endless_batches()
+        # A resumed run stands right after a checkpoint, and an evaluation that fell on the same step.
+        saved = state.step
+        while self._step(batches):
+            if state.step % config.eval_every_steps == 0:
+                self._evaluate()
+            if state.step % config.checkpoint_every_steps == 0:
+                self._checkpoint()
+                saved = state.step
+        if state.evaluated_step != state.step:
+            self._evaluate()
+        if saved != state.step:
+            self._checkpoint()
+
+    def _step(self, batches: Iterator[CellBatch]) -> bool:
+        """One optimizer step on the global batch; False, and nothing done, if the budget is used up."""
+        config, state = self.config, self.state
+        share = self._agreed(budget_share(config, state.step, state.seconds))
+        if share >= 1.0:
+            return False
+        started = time.perf_counter()
+        micro = list(itertools.islice(batches, config.gradient_accumulation))
+        data_wait = time.perf_counter() - started
+
+        step = state.step + 1
+        masked = [self._mask(batch, step) for batch in micro]
+        positions, cells, tokens = self._sum_over_ranks(
+            sum(cells.target_X.numel() for cells in masked),
+            sum(len(batch) for batch in micro),
+            sum(cells.position_N.numel() for cells in masked),
+        )
+        rate = learning_rate(config, step, share)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        own_loss = torch.zeros((), device=self.device)
+        for cells_masked in masked:
+            loss = share_of_global_loss(
+                self.engine(cells_masked), cells_masked.target_X, int(positions), self.ranks * len(masked)
+            )
+            self.engine.backward(loss)
+            own_loss += loss.detach()
+            if cells_masked is masked[-1]:
+                # Before the weights change: a checkpoint must never hold the outcome of a broken step.
+                loss_value = self._finite_loss(own_loss, step)
+            self.engine.step()
+
+        seconds = time.perf_counter() - started
+        state.step, state.seconds = step, state.seconds + seconds
+        state.cells, state.tokens = state.cells + int(cells), state.tokens + int(tokens)
+        self._log(
+            step=step,
+            loss=loss_value,
+            cells=state.cells,
+            tokens=state.tokens,
+            cells_per_s=cells / seconds,
+            seconds=state.seconds,
+            lr=rate,
+            data_wait_s=data_wait,
+        )
+        return True
+
+    def _finite_loss(self, own_loss: torch.Tensor, step: int) -> float:
+        """Mean loss over ranks and micro-batches; TrainingError on every rank if it is not a number."""
+        (total,) = self._sum_over_ranks(own_loss.item())
+        loss = total / (self.ranks * self.config.gradient_accumulation)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss} at step {step}: lower learning_rate (now {self.config.learning_rate:g}) or "
+                "raise warmup_steps; the last checkpoint is from before"
+            )
+        return loss
+
+    def _evaluate(self) -> None:
+        """Held-out loss; the model directory keeps the weights with the lowest one so far."""
+        config, state = self.config, self.state
+        self.engine.eval()
+        self.heldout_cells.set_epoch(0)
+        limit = None if config.eval_cells is None else math.ceil(config.eval_cells / config.batch_cells)
+        heldout = evaluate(
+            self.engine,
+            itertools.islice(self.heldout_cells, self.rank, limit, self.ranks),
+            lambda batch: self._mask(batch, EVALUATION_STEP),
+            self.gene_sums,
+            self.device,
+        )
+        self.engine.train()
+        state.evaluated_step = state.step
+        if heldout.loss < state.best_heldout_loss:
+            state.best_heldout_loss = heldout.loss
+            self._write_model(heldout)
+        self._log(
+            step=state.step,
+            heldout_loss=heldout.loss,
+            gene_mean_loss=heldout.gene_mean_loss,
+            plain_gene_mean_loss=heldout.plain_gene_mean_loss,
+            heldout_cells=heldout.cells,
+        )
+
+    def _write_model(self, heldout: Heldout) -> None:
+        config, state = self.config, self.state
+        weights = full_weights(self.engine)
+        if self.rank == 0:
+            model = CellModel(config.architecture(len(self.genes)))
+            model.load_state_dict(weights)
+            info = {
+                "steps": state.step,
+                "cells_seen": state.cells,
+                "heldout_loss": heldout.loss,
+                "gene_mean_loss": heldout.gene_mean_loss,
+                "plain_gene_mean_loss": heldout.plain_gene_mean_loss,
+                "config_hash": config.hash(),
+            }
+            save_model(model, self.genes, self.files.model, info)
+
+    def _checkpoint(self) -> None:
+        self.state.loader = self.train_cells.state_dict()
+        save_checkpoint(self.engine, self.state)
+
+    def _log(self, **record: float) -> None:
+        if self.rank == 0:
+            history.append(self.files.metrics, record)
+
+    def _mask(self, batch: CellBatch, step: int) -> MaskedCells:
+        return mask_batch(batch, self.config, n_genes=len(self.genes), step=step, device=self.device)
+
+    def _sum_over_ranks(self, *numbers: float) -> list[float]:
+        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def _agreed(self, share: float) -> float:
+        """Rank 0's word: clocks differ, and all ranks must stop at the same step."""
+        word = torch.tensor([share], dtype=torch.float64, device=self.device)
+        dist.broadcast(word, src=0)
+        return float(word)
+
+    def _endless_batches(self) -> Iterator[CellBatch]:
+        while True:
+            yield from self.train_cells
+
+    def _cells(
+        self, store: Store, split: Literal["train", "validation"], rank: int, ranks: int
+    ) -> ShardDataset:
+        return ShardDataset(
+            store,
+            batch_cells=self.config.batch_cells,
+            seed=self.config.seed,
+            rank=rank,
+            world_size=ranks,
+            split=split,
+            validation_share=self.config.validation_share,
+        )
