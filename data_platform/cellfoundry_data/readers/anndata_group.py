@@ -94,7 +94,7 @@ def _row_reader(node: Any) -> RowReader:
         return dense_rows(node)
     n_rows, n_columns = _shape(node)
     encoding = str(node.attrs.get("encoding-type", node.attrs.get("h5sparse_format"))).removesuffix("_matrix")
-    if len(node["indptr"]) != (n_columns if encoding == "csc" else n_rows) + 1:
+    if node["indptr"].shape[0] != (n_columns if encoding == "csc" else n_rows) + 1:
         raise ValueError("the number of row offsets does not fit the shape")
     triple = node["data"], node["indices"], node["indptr"]
     if encoding == "csr":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.lib.npyio import NpzFile
 
 from ..errors import DataError
 from .base import CountsSource, reading, row_ranges, unnamed_cells
@@ -38,16 +40,18 @@ class NpzSource(CountsSource):
     kind = "a .npz file of scipy.sparse.save_npz"
 
     def __init__(self, path: str) -> None:
-        with reading(path, self.kind), np.load(path, allow_pickle=False) as file:
-            if "shape" not in file or len(file["shape"]) != 2:
+        with reading(path, self.kind), Path(path).open("rb") as file:
+            # opened here, because numpy leaves the file open when its end is missing
+            arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, NpzFile) or "shape" not in arrays or len(arrays["shape"]) != 2:
                 raise DataError(f"{path}: is not {self.kind}; save the counts as a sparse matrix or as .npy.")
-            n_cells, n_columns = (int(size) for size in file["shape"])
+            n_cells, n_columns = (int(size) for size in arrays["shape"])
         super().__init__(path, obs=unnamed_cells(n_cells), n_columns=n_columns)
 
     def blocks(self, block_cells: int = 4096) -> Iterator[tuple[int, sp.csr_matrix]]:
         """Yield (first row, float32 CSR) in row order."""
-        with reading(self.path, self.kind):
-            stored = sp.load_npz(self.path)
+        with reading(self.path, self.kind), Path(self.path).open("rb") as file:
+            stored = sp.load_npz(file)
             if stored.format != "csr":
                 stored = sp.csr_matrix(stored)
             matrix = checked_csr(stored.data, stored.indices, stored.indptr, self.n_columns)

@@ -1,0 +1,404 @@
+"""Every format gives the same matrix, names and obs; every damaged file gives one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.io
+import scipy.sparse as sp
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cellfoundry_data.errors import DataError
+from cellfoundry_data.readers import ACCEPTED, CountsSource, open_source
+
+CELLS, GENES = 23, 11
+SYMBOLS = [f"SYM{column}" for column in range(GENES)]
+IDS = [f"ENSG{column:011d}" for column in range(GENES)]
+BARCODES = [f"CELL{row}-1" for row in range(CELLS)]
+
+
+def counts() -> sp.csr_matrix:
+    matrix = sp.random(CELLS, GENES, density=0.4, format="csr", random_state=3, dtype=np.float32)
+    matrix.data[:] = np.arange(1, matrix.nnz + 1) % 300 + 1
+    return matrix
+
+
+def adata(matrix: object = None) -> anndata.AnnData:
+    obs = pd.DataFrame({"kind": pd.Categorical(["a", "b", "a"] * 7 + ["b"] * 2)}, index=BARCODES)
+    return anndata.AnnData(
+        counts() if matrix is None else matrix, obs=obs, var=pd.DataFrame({"ensembl": IDS}, index=SYMBOLS)
+    )
+
+
+def write_h5ad(path: Path, matrix: object = None) -> Path:
+    adata(matrix).write_h5ad(path / "a.h5ad", compression="gzip")
+    return path / "a.h5ad"
+
+
+def write_zarr(path: Path, matrix: object = None, zarr_format: int = 2) -> Path:
+    with anndata.settings.override(zarr_write_format=zarr_format), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anndata announces a new default format; only writing is concerned
+        adata(matrix).write_zarr(path / "a.zarr")
+    return path / "a.zarr"
+
+
+def write_tenx_h5(path: Path, version: int = 3) -> Path:
+    matrix = counts()
+    with h5py.File(path / "a.h5", "w") as file:
+        group = file.create_group("matrix" if version == 3 else "GRCh38")
+        group["barcodes"] = np.array(BARCODES, "S")
+        group["data"], group["indices"] = matrix.data.astype(np.int32), matrix.indices.astype(np.int64)
+        group["indptr"], group["shape"] = matrix.indptr.astype(np.int64), np.array([GENES, CELLS], np.int32)
+        if version == 3:
+            group["features/id"], group["features/name"] = np.array(IDS, "S"), np.array(SYMBOLS, "S")
+            group["features/feature_type"] = np.array(["Gene Expression"] * GENES, "S")
+        else:
+            group["genes"], group["gene_names"] = np.array(IDS, "S"), np.array(SYMBOLS, "S")
+    return path / "a.h5"
+
+
+def write_tenx_folder(path: Path, version: int = 3) -> Path:
+    folder = path / "filtered"
+    folder.mkdir()
+    ends = "\tGene Expression\n" if version == 3 else "\n"
+    features = "".join(f"{i}\t{s}{ends}" for i, s in zip(IDS, SYMBOLS, strict=True))
+    barcodes = "".join(f"{barcode}\n" for barcode in BARCODES)
+    scipy.io.mmwrite(folder / "matrix.mtx", counts().T.astype(int))
+    if version == 2:
+        (folder / "genes.tsv").write_text(features)
+        (folder / "barcodes.tsv").write_text(barcodes)
+        return folder
+    matrix = (folder / "matrix.mtx").read_bytes()
+    (folder / "matrix.mtx").unlink()
+    (folder / "matrix.mtx.gz").write_bytes(gzip.compress(matrix))
+    (folder / "features.tsv.gz").write_bytes(gzip.compress(features.encode()))
+    (folder / "barcodes.tsv.gz").write_bytes(gzip.compress(barcodes.encode()))
+    return folder
+
+
+def table_text(delimiter: str, corner: str = "", end: str = "\n", quote: str = "") -> str:
+    def row(name: str, values: list[str]) -> str:
+        return delimiter.join([f"{quote}{name}{quote}", *values]) + end
+
+    head = ([corner] if corner != "none" else []) + [f"{quote}{symbol}{quote}" for symbol in SYMBOLS]
+    dense = counts().toarray().astype(int)
+    return (
+        delimiter.join(head)
+        + end
+        + "".join(
+            row(name, [str(value) for value in values]) for name, values in zip(BARCODES, dense, strict=True)
+        )
+    )
+
+
+def write_text(path: Path, name: str, text: str) -> Path:
+    data = text.encode()
+    (path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return path / name
+
+
+def write_npy(path: Path) -> Path:
+    np.save(path / "a.npy", np.asfortranarray(counts().toarray().astype(np.uint16)))
+    return path / "a.npy"
+
+
+def write_npz(path: Path, form: str = "csr") -> Path:
+    sp.save_npz(path / "a.npz", counts().asformat(form))
+    return path / "a.npz"
+
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "h5ad-csr": write_h5ad,
+    "h5ad-csc": lambda path: write_h5ad(path, counts().tocsc()),
+    "h5ad-dense": lambda path: write_h5ad(path, counts().toarray().astype(np.float64)),
+    "h5ad-int": lambda path: write_h5ad(path, counts().astype(np.int64)),
+    "zarr-2-csr": write_zarr,
+    "zarr-3-csr": lambda path: write_zarr(path, zarr_format=3),
+    "zarr-3-csc": lambda path: write_zarr(path, counts().tocsc(), 3),
+    "zarr-2-dense": lambda path: write_zarr(path, counts().toarray()),
+    "10x-h5-v3": write_tenx_h5,
+    "10x-h5-v2": lambda path: write_tenx_h5(path, 2),
+    "10x-folder-v3": write_tenx_folder,
+    "10x-folder-v2": lambda path: write_tenx_folder(path, 2),
+    "csv": lambda path: write_text(path, "a.csv", table_text(",")),
+    "csv-gz": lambda path: write_text(path, "my.cells.csv.gz", table_text(",", "cell")),
+    "csv-quoted-crlf": lambda path: write_text(path, "a.csv", table_text(",", '""', "\r\n", '"')),
+    "csv-bom": lambda path: write_text(path, "a.CSV", "\ufeff" + table_text(",")),
+    "tsv": lambda path: write_text(path, "a.tsv", table_text("\t", "cell") + "\n"),
+    "tsv-from-R": lambda path: write_text(path, "a.tsv.gz", table_text("\t", "none", quote='"')),
+    "npy": write_npy,
+    "npz": write_npz,
+    "npz-coo": lambda path: write_npz(path, "coo"),
+}
+
+
+def whole(source: CountsSource, block_cells: int = 4096) -> sp.csr_matrix:
+    blocks = list(source.blocks(block_cells))
+    assert [first for first, _ in blocks] == list(range(0, source.n_cells, block_cells))
+    assert all(block.dtype == np.float32 and block.format == "csr" for _, block in blocks)
+    return sp.vstack([block for _, block in blocks], format="csr")
+
+
+@pytest.mark.parametrize("block_cells", [1, 5, 4096])
+@pytest.mark.parametrize("form", WRITERS)
+def test_every_format_gives_the_same_matrix(form: str, block_cells: int, tmp_path: Path) -> None:
+    source = pickle.loads(pickle.dumps(open_source(WRITERS[form](tmp_path))))
+    assert (source.n_cells, source.n_columns) == (CELLS, GENES)
+    np.testing.assert_array_equal(whole(source, block_cells).toarray(), counts().toarray())
+    assert source.in_vocabulary_columns == form.startswith("np")
+    if not source.in_vocabulary_columns:
+        assert source.gene_names == SYMBOLS
+        assert source.obs_names.tolist() == list(source.obs.index) == BARCODES
+    if form.startswith(("h5ad", "zarr", "10x")):
+        assert source.alternative_names == [IDS]
+    if form.startswith(("h5ad", "zarr")):
+        assert source.obs["kind"].cat.categories.tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("write", ["h5ad", "zarr"])
+def test_layers_and_raw(write: str, tmp_path: Path) -> None:
+    data = adata()
+    data.raw = data
+    data.layers["twice"] = (data.X * 2).toarray()
+    data = data[:, :4].copy()
+    path = tmp_path / f"a.{write}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data.write_h5ad(path) if write == "h5ad" else data.write_zarr(path)
+    for layer, genes, factor in ((None, 4, 1), ("twice", 4, 2), ("raw", GENES, 1)):
+        source = open_source(path, layer=layer)
+        assert source.gene_names == SYMBOLS[:genes]
+        np.testing.assert_array_equal(whole(source).toarray(), counts().toarray()[:, :genes] * factor)
+    with pytest.raises(DataError, match=r"has no 'layers/nope'; it holds X, raw, layer 'twice'\.$"):
+        open_source(path, layer="nope")
+
+
+def test_layer_of_a_format_without_layers(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"only \.h5ad and \.zarr files have layers"):
+        open_source(write_npy(tmp_path), layer="counts")
+
+
+def test_antibodies_beside_genes_are_left_out(tmp_path: Path) -> None:
+    kinds = ["Antibody Capture", *["Gene Expression"] * (GENES - 2), "CRISPR Guide Capture"]
+    h5 = write_tenx_h5(tmp_path)
+    with h5py.File(h5, "a") as file:
+        file["matrix/features/feature_type"][:] = np.array(kinds, "S")
+    folder = write_tenx_folder(tmp_path)
+    lines = ["\t".join(row) + "\n" for row in zip(IDS, SYMBOLS, kinds, strict=True)]
+    (folder / "features.tsv.gz").write_bytes(gzip.compress("".join(lines).encode()))
+    for path in (h5, folder):
+        source = open_source(path)
+        assert source.gene_names == SYMBOLS[1:-1]
+        np.testing.assert_array_equal(whole(source, 7).toarray(), counts().toarray()[:, 1:-1])
+
+
+def test_prefixed_folder_and_quoted_cell_names(tmp_path: Path) -> None:
+    folder = write_tenx_folder(tmp_path, 2)
+    for file in list(folder.iterdir()):
+        file.rename(folder / f"GSM1_{file.name}")
+    assert whole(open_source(folder)).nnz == counts().nnz
+    source = open_source(write_text(tmp_path, "q.csv", 'x,A,B\n"cell, one",1,2\n'))
+    assert source.obs_names.tolist() == ["cell, one"]
+    assert whole(source).toarray().tolist() == [[1, 2]]
+
+
+def test_dense_and_text_are_parsed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cellfoundry_data.readers.table.PIECE_VALUES", 3 * GENES)
+    monkeypatch.setattr("cellfoundry_data.readers.matrix.DENSE_PIECE_BYTES", 3 * GENES)
+    for form in ("csv", "npy", "h5ad-dense"):
+        source = open_source(WRITERS[form](tmp_path))
+        np.testing.assert_array_equal(whole(source, 10).toarray(), counts().toarray())
+
+
+# --- bad input -------------------------------------------------------------------------------------------
+
+
+def message(path: Path | str, layer: str | None = None) -> str:
+    """The one sentence a user sees for a source that cannot be read."""
+    with pytest.raises(DataError) as error:
+        whole(open_source(path, layer=layer))
+    text = str(error.value)
+    assert Path(path).name in text
+    assert "\n" not in text
+    assert text.endswith(".")
+    return text
+
+
+def test_missing_and_unknown(tmp_path: Path) -> None:
+    assert "no such file or folder" in message(tmp_path / "none.h5ad")
+    assert ACCEPTED in message(write_text(tmp_path, "a.xlsx", "x"))
+    assert ACCEPTED in message(write_text(tmp_path, "noending", "x"))
+    assert ACCEPTED in message(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.h5ad", "a.h5", "a.npy", "a.npz", "a.csv.gz", "a.zarr"])
+@pytest.mark.parametrize("content", [b"", b"not what the name says\n"])
+def test_wrong_magic(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert "cannot be read as" in message(tmp_path / name) or not content
+
+
+@pytest.mark.parametrize(
+    "form", [form for form in WRITERS if not form.startswith(("zarr", "10x-folder", "csv", "tsv"))]
+)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_truncated(form: str, share: float, tmp_path: Path) -> None:
+    path = WRITERS[form](tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    message(path)
+
+
+@pytest.mark.parametrize("form", ["csv-gz", "tsv-from-R"])
+def test_truncated_gzip(form: str, tmp_path: Path) -> None:
+    path = WRITERS[form](tmp_path)
+    path.write_bytes(path.read_bytes()[:-12])
+    assert "cannot be read as a table" in message(path)
+
+
+def test_truncated_folder_file(tmp_path: Path) -> None:
+    folder = write_tenx_folder(tmp_path)
+    matrix = folder / "matrix.mtx.gz"
+    matrix.write_bytes(gzip.compress(gzip.decompress(matrix.read_bytes())[:-40]))
+    with pytest.raises(DataError, match=r"matrix.mtx.gz: cannot be read as a matrix-market file"):
+        whole(open_source(folder))
+    matrix.unlink()
+    (folder / "genes.tsv").write_text("")
+    assert "found several (features.tsv.gz, genes.tsv)" in message_of_two_features(folder)
+
+
+def message_of_two_features(folder: Path) -> str:
+    (folder / "matrix.mtx").write_text("%%MatrixMarket matrix coordinate integer general\n1 1 0\n")
+    return message(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (",A,B\nc0,1,2\nc1,1\n", "row 1 (c1) has 1 values where the first line names 2 genes"),
+        (",A,B\nc0,1,2\nc1\n", "row 1 (c1) has 0 values"),
+        (",A,B\nc0,1,2\nc1,3,x7\n", "row 1 (c1), gene B has the value 'x7', which is not a number"),
+        (",A,B\nc0,1,\n", "row 0 (c0), gene B has the value '', which is not a number"),
+        (",A,B\n", "is empty, 0 cells x 2 genes"),
+        ("", "is empty"),
+        ("\tA\tB\nc0\t1\t2\n", "fields must be separated by ','"),
+    ],
+)
+def test_bad_table(text: str, says: str, tmp_path: Path) -> None:
+    assert says in message(write_text(tmp_path, "t.csv", text))
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_bytes(b",A,B\nc\xe9,1,2\n")
+    assert "not UTF-8" in message(table)
+    h5ad = write_h5ad(tmp_path)
+    with h5py.File(h5ad, "a") as file:
+        names = file["var/_index"][:]
+        names[0] = b"caf\xe9"
+        file["var/_index"][:] = names
+    assert "not UTF-8" in message(h5ad)
+    h5 = write_tenx_h5(tmp_path)
+    with h5py.File(h5, "a") as file:
+        file["matrix/barcodes"][0] = b"\xff\xfe"
+    assert "not UTF-8" in message(h5)
+    folder = write_tenx_folder(tmp_path, 2)
+    (folder / "barcodes.tsv").write_bytes(b"\xff\n" * CELLS)
+    assert "not UTF-8" in message(folder)
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.zeros(5), "two dimensions"),
+        (np.zeros((0, 5)), "is empty, 0 cells x 5 genes"),
+        (np.array([["a", "b"]]), "values are of type <U1, not numbers"),
+        (np.array([[1, None]], dtype=object), "Python objects in dtype"),
+    ],
+)
+def test_bad_npy(array: np.ndarray, says: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", array)
+    assert says in message(tmp_path / "a.npy")
+
+
+def test_dense_npz_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", counts=counts().toarray())
+    assert "save_npz" in message(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("array", "position", "value", "says"),
+    [
+        ("indices", 3, GENES, f"a column index is {GENES}, outside 0..{GENES - 1}"),
+        ("indices", 3, -1, "a column index is -1"),
+        ("indptr", 4, 10**6, "row offsets do not fit"),
+        ("indptr", 0, 1, "row offsets do not fit"),
+        ("indptr", -1, 10**6, "row offsets do not fit"),
+    ],
+)
+@pytest.mark.parametrize("form", ["h5ad", "10x"])
+def test_damaged_sparse_arrays(
+    form: str, array: str, position: int, value: int, says: str, tmp_path: Path
+) -> None:
+    path = write_h5ad(tmp_path) if form == "h5ad" else write_tenx_h5(tmp_path)
+    with h5py.File(path, "a") as file:
+        group = file["X" if form == "h5ad" else "matrix"]
+        values = group[array][:]
+        values[position] = value
+        group[array][:] = values
+    assert says in message(path)
+
+
+def test_h5ad_without_its_parts(tmp_path: Path) -> None:
+    path = write_h5ad(tmp_path)
+    with h5py.File(path, "a") as file:
+        del file["X"]
+    assert "has no 'X'; it holds no matrix" in message(path)
+    with h5py.File(path, "a") as file:
+        file["X"] = np.ones((2, GENES))
+    assert f"'X' has shape (2, {GENES}), but obs has {CELLS} rows" in message(path)
+    with h5py.File(path, "a") as file:
+        del file["var"]
+    assert "has no 'var'" in message(path)
+
+
+def test_h5_that_is_anndata_or_two_genomes(tmp_path: Path) -> None:
+    path = write_h5ad(tmp_path).rename(tmp_path / "b.h5")
+    assert "rename it to end in .h5ad" in message(path)
+    path = write_tenx_h5(tmp_path, 2)
+    with h5py.File(path, "a") as file:
+        file.copy("GRCh38", "mm10")
+    assert "several genomes (GRCh38, mm10)" in message(path)
+
+
+def test_zarr_that_is_not_anndata(tmp_path: Path) -> None:
+    zarr.create_group(tmp_path / "a.zarr").create_array("x", data=np.ones(3))
+    assert "has no 'obs'" in message(tmp_path / "a.zarr")
+    (tmp_path / "b.zarr").mkdir()
+    assert "cannot be read as an AnnData .zarr folder" in message(tmp_path / "b.zarr")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(form=st.sampled_from(["npz", "csv-gz", "10x-h5-v3", "npy", "h5ad-csr"]), data=st.data())
+def test_flipped_bytes_never_leak_another_error(
+    form: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = WRITERS[form](tmp_path_factory.mktemp("flip"))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    with contextlib.suppress(DataError):
+        whole(open_source(path))
