@@ -40,6 +40,7 @@ class SourceCells:
         obs: one row a cell.
         obs_names: str, (cells,).
         alignment: where each gene column went.
+        counts_read: sum of all values that ``blocks`` has read so far, columns outside the vocabulary included.
 
     Raises:
         DataError: the source cannot be read or shares no gene with the vocabulary; ``blocks`` raises it for a
@@ -67,6 +68,7 @@ class SourceCells:
         self.obs: pd.DataFrame = self._source.obs
         self.obs_names = self._source.obs_names
         self.alignment = self._align()
+        self.counts_read = 0.0
         if self.alignment.duplicates:
             warnings.warn(
                 f"{self._source.name}: {self.alignment.duplicates} gene columns repeat a gene that another "
@@ -87,6 +89,7 @@ class SourceCells:
                 self._check_totals(first_row, totals)
                 block = block[:, :-1]
             self._check_values(first_row, block)
+            self.counts_read += float(block.data.sum(dtype=np.float64))
             yield aligned_cells(block, self.alignment.column_to_gene, len(self._vocab), first_row), totals
 
     def _align(self) -> GeneAlignment:
