@@ -65,9 +65,8 @@ def _key(config: Any) -> str:
 
 
 def _ingest(run: _Run, progress: Progress) -> dict[str, Any]:
-    from cellfoundry_data.ingest import ingest
-
     from cellfoundry_data.bundled import baron_h5ad
+    from cellfoundry_data.ingest import ingest
 
     manifest = ingest([str(baron_h5ad(run.source))], str(run.store), progress=progress)
     read = sum(source["cells_read"] for source in manifest["sources"])
@@ -85,9 +84,8 @@ def _ingest(run: _Run, progress: Progress) -> dict[str, Any]:
 
 
 def _pretrain(run: _Run, progress: Progress) -> dict[str, Any]:
-    from cellfoundry_training.pretrain import pretrain
-
     from cellfoundry_training.config import load_config
+    from cellfoundry_training.pretrain import pretrain
 
     # A run without a record was cut off: it starts over, since 90 s of training is cheaper than a stale checkpoint.
     shutil.rmtree(run.run, ignore_errors=True)
@@ -124,7 +122,7 @@ def _embed(run: _Run, progress: Progress) -> dict[str, Any]:
     from cellfoundry_serving.embed import embed
 
     summary = embed(run.source, run.model, run.embedded, progress=progress)
-    return {"cells": summary.cells, "engine": summary.engine}
+    return {"cells": summary.shape[0], "engine": summary.engine}
 
 
 def _serve(run: _Run, progress: Progress) -> dict[str, Any]:

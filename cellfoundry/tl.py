@@ -1,0 +1,25 @@
+"""Tools in scanpy's manner: they take an AnnData and write their result into it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from cellfoundry.model import Model
+
+
+def embed(adata: AnnData, model: Model, *, key_added: str = "X_cellfoundry", **options: Any) -> None:
+    """Write every cell's embedding to ``adata.obsm[key_added]``.
+
+    Args:
+        adata: raw counts in ``X`` (or in the layer that ``layer`` names).
+        model: from ``cf.load``.
+        key_added: key in obsm; ``sc.pp.neighbors(adata, use_rep=key_added)`` goes on from there.
+        **options: ``pool``, ``target``, ``input_type``, ``pre_normalized``, ``layer`` of ``Model.encode``.
+
+    Raises:
+        DataError, ModelError, ServingError: see ``Model.encode``; ``adata`` is unchanged then.
+    """
+    adata.obsm[key_added] = model.encode(adata, **options)
