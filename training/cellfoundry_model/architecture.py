@@ -11,9 +11,9 @@ P positions (G genes, T, S), X chosen (masked) positions over all cells.
 from __future__ import annotations
 
 import torch
-from cellfoundry_kernels import MaskedCells, pool_cells, scatter_into_zero_table
 from torch import Tensor, nn
 
+from cellfoundry_kernels import MaskedCells, pool_cells, scatter_into_zero_table
 from cellfoundry_model.config import ModelConfig
 from cellfoundry_model.decoder import Decoder
 from cellfoundry_model.encoder import Encoder

@@ -56,7 +56,9 @@ def save_model(
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         staging.chmod(0o755)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        state = {
+            name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()
+        }
         safetensors.torch.save_file(state, staging / WEIGHTS_FILE)
         (staging / VOCABULARY_FILE).write_text(_vocabulary_text(vocab_genes), encoding="utf-8")
         info = dict(extra) | {

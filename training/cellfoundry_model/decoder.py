@@ -7,10 +7,10 @@ Q asked positions of a cell.
 from __future__ import annotations
 
 import torch
-from cellfoundry_kernels import favor_attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cellfoundry_kernels import favor_attention
 from cellfoundry_model.config import ModelConfig
 
 

@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from cellfoundry_data.batch import CellBatch
 from torch import Tensor
 
+from cellfoundry_data.batch import CellBatch
 from cellfoundry_model.checkpoint import LoadedModel, load_model
 from cellfoundry_model.config import ModelConfig
 from cellfoundry_model.errors import ModelError

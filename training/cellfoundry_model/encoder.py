@@ -5,10 +5,10 @@ Legend: N tokens over all cells, D width, H heads, K channels of a head.
 
 from __future__ import annotations
 
-from cellfoundry_kernels import varlen_attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cellfoundry_kernels import varlen_attention
 from cellfoundry_model.config import ModelConfig
 
 

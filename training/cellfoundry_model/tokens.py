@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from cellfoundry_data.batch import CellBatch
 
+from cellfoundry_data.batch import CellBatch
 from cellfoundry_model.errors import ModelError
 
 InputType = Literal["singlecell", "bulk"]
@@ -21,7 +21,7 @@ FloatArray = npt.NDArray[np.float64]
 
 # Counts per cell after normalisation, before log1p.
 NORMALIZED_TOTAL = 1e4
-_TARGET = re.compile(r"([tfa])(-?\d+(?:\.\d+)?)")
+_TARGET = re.compile(r"([tfa])(-?[0-9]+(?:\.[0-9]+)?)")
 
 
 @dataclass(frozen=True)

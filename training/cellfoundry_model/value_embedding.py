@@ -6,9 +6,9 @@ Legend: N values, D width, B bins.
 from __future__ import annotations
 
 import torch
-from cellfoundry_kernels import value_embedding
 from torch import Tensor, nn
 
+from cellfoundry_kernels import value_embedding
 from cellfoundry_model.config import ModelConfig
 
 
