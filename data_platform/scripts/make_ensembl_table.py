@@ -20,6 +20,7 @@ import gzip
 from pathlib import Path
 
 import anndata
+
 from cellfoundry_data.vocabulary import Vocabulary
 
 
