@@ -18,19 +18,14 @@ class VerifyReport:
     Attributes:
         files: files that the manifest lists.
         bytes: their size altogether.
-        problems: one sentence for each bad file, naming its shard.
+        bad: one sentence for each bad file, naming its shard.
         bad_shards: names of the shards with a bad file.
     """
 
     files: int
     bytes: int
-    problems: tuple[str, ...]
+    bad: tuple[str, ...]
     bad_shards: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether every file is what was written."""
-        return not self.problems
 
 
 def verify(path: str | Path, progress: Callable[[str, int, int], None] | None = None) -> VerifyReport:
@@ -41,7 +36,7 @@ def verify(path: str | Path, progress: Callable[[str, int, int], None] | None = 
     """
     folder = Path(path)
     owned = owned_files(read_manifest(folder))
-    problems, bad, files, size = [], [], 0, 0
+    bad, bad_shards, files, size = [], [], 0, 0
     for done, (owner, listed) in enumerate(owned):
         wrong = []
         for entry in file_entries(listed):
@@ -50,9 +45,9 @@ def verify(path: str | Path, progress: Callable[[str, int, int], None] | None = 
                 entry.check(folder, owner)
             except DataError as error:
                 wrong.append(str(error))
-        problems += wrong
+        bad += wrong
         if wrong and owner.startswith("shard "):
-            bad.append(owner.removeprefix("shard "))
+            bad_shards.append(owner.removeprefix("shard "))
         if progress:
             progress("verify", done + 1, len(owned))
-    return VerifyReport(files, size, tuple(problems), tuple(bad))
+    return VerifyReport(files, size, tuple(bad), tuple(bad_shards))

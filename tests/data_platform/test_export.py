@@ -1,0 +1,80 @@
+"""Export: what other tools read is what the store holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from cellfoundry_data.batch import CellBatch
+from cellfoundry_data.errors import DataError
+from cellfoundry_data.store import export
+
+from .conftest import N_GENES, MakeStore, random_cells
+
+N_CELLS = 4500  # more than one block
+
+
+@pytest.fixture(scope="module")
+def cells() -> CellBatch:
+    return random_cells(N_CELLS, seed=8, mean_nnz=20)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, make_store: MakeStore, cells: CellBatch) -> Path:
+    return make_store(tmp_path_factory.mktemp("export") / "store", cells, chunk_nnz=5000)
+
+
+def as_matrix(cells: CellBatch) -> sp.csr_matrix:
+    return sp.csr_matrix((cells.counts, cells.gene_ids, cells.indptr), shape=(len(cells), N_GENES))
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_anndata_holds_the_same_counts_and_obs(
+    store: Path, cells: CellBatch, tmp_path: Path, suffix: str
+) -> None:
+    out = tmp_path / f"cells{suffix}"
+    for _ in range(2):  # an earlier export is replaced
+        export(store, out)
+    adata = anndata.read_h5ad(out) if suffix == ".h5ad" else anndata.read_zarr(out)
+    assert isinstance(adata.X, sp.csr_matrix)
+    assert adata.X.dtype == np.float32
+    assert (as_matrix(cells) != adata.X).nnz == 0
+    assert adata.var_names[7] == "GENE7"
+    assert adata.obs_names[4321] == "cell4321"
+    assert adata.obs["tissue"].iloc[:2].tolist() == ["pancreas", "blood"]
+    assert adata.obs["tissue"].isna().sum() == N_CELLS // 3
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_parquet_holds_one_line_an_entry(store: Path, cells: CellBatch, tmp_path: Path) -> None:
+    export(store, tmp_path / "cells.parquet")
+    long = pd.read_parquet(tmp_path / "cells.parquet")
+    assert list(long.columns) == ["cell", "gene", "count"]
+    row = long["cell"].astype(str).str.removeprefix("cell").astype(int)
+    gene = long["gene"].astype(str).str.removeprefix("GENE").astype(int)
+    actual = sp.csr_matrix((long["count"], (row, gene)), shape=(N_CELLS, N_GENES))
+    assert (actual != as_matrix(cells)).nnz == 0
+    obs = pd.read_parquet(tmp_path / "cells.obs.parquet")
+    assert obs["cell"].tolist() == [f"cell{number}" for number in range(N_CELLS)]
+    assert obs["tissue"].iloc[:2].tolist() == ["pancreas", "blood"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.obs.parquet", "cells.parquet"]
+
+
+def test_a_failed_export_leaves_nothing(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"suffix must be one of \.h5ad, \.zarr, \.parquet"):
+        export(store, tmp_path / "cells.loom")
+    with pytest.raises(DataError, match="does not exist"):
+        export(store, tmp_path / "missing" / "cells.h5ad")
+
+    def interrupt(label: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    for suffix in (".h5ad", ".zarr", ".parquet"):
+        with pytest.raises(KeyboardInterrupt):
+            export(store, tmp_path / f"cells{suffix}", progress=interrupt)
+    assert not list(tmp_path.iterdir())
