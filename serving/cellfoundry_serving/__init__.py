@@ -1,0 +1,1 @@
+"""Exports, engines, batch embedding, the endpoint and its client."""

@@ -2,4 +2,4 @@
 
 
 class ServingError(ValueError):
-    """An export, engine or request that cannot be served; the message says what is wrong, where, and what to do."""
+    """An export, engine or request that cannot be served; says what is wrong, where, and what to do."""

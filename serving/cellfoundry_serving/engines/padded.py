@@ -1,0 +1,97 @@
+"""Engines that run a padded graph: cells x tokens, T and S first, padding on the right.
+
+Legend: B cells of a batch, L tokens of the longest, D encoder width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from cellfoundry_data.batch import CellBatch
+from cellfoundry_model.embedder import Output, Pool
+from cellfoundry_model.tokens import InputType, PreNormalized, Tokens, tokenize
+from cellfoundry_serving.engines.base import POOLS, Engine
+from cellfoundry_serving.errors import ServingError
+from cellfoundry_serving.token_batches import SPECIAL_TOKENS, padded
+
+
+class PaddedEngine(Engine):
+    """Tokenises, groups cells of like length and pads; a subclass runs the graph."""
+
+    max_tokens: ClassVar[int]  # padded tokens of one run of the graph
+    max_cells: ClassVar[int]
+
+    @abstractmethod
+    def run(
+        self,
+        value_BL: npt.NDArray[np.float32],
+        position_BL: npt.NDArray[np.int64],
+        length_B: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.float32]:
+        """Pool "all" of every cell, float32 (B, 4 D)."""
+
+    def shape(self, output: Output, pool: Pool) -> tuple[int, ...]:
+        """Shape of one cell's result; ServingError for anything but cell embeddings."""
+        if output != "cell":
+            raise ServingError(
+                f"The {self.name} engine computes cell embeddings only; use --engine torch for {output}."
+            )
+        if pool not in POOLS:
+            raise ServingError(f"Unknown pool {pool!r}; use one of {', '.join(POOLS)}.")
+        return (4 * self.encoder_width if pool == "all" else self.encoder_width,)
+
+    def encode(
+        self,
+        batch: CellBatch,
+        *,
+        output: Output = "cell",
+        pool: Pool = "all",
+        target: str = "t4",
+        input_type: InputType = "singlecell",
+        pre_normalized: PreNormalized = "F",
+        totals: npt.NDArray[np.float64] | None = None,
+        bulk_median: float | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """See Engine.encode."""
+        embedding = np.full((len(batch), *self.shape(output, pool)), np.nan, dtype=np.float32)
+        tokens = tokenize(
+            batch,
+            n_genes=len(self.vocab_genes),
+            target=target,
+            input_type=input_type,
+            pre_normalized=pre_normalized,
+            totals=totals,
+            bulk_median=bulk_median,
+        )
+        lengths = np.diff(tokens.cu_seqlens).astype(np.int64)
+        rows = np.flatnonzero(lengths > SPECIAL_TOKENS)
+        for group in padded(lengths[rows], self.max_tokens, self.max_cells):
+            cells = rows[group]
+            all_B4D = self.run(*pad_cells(tokens, cells, pad_position=len(self.vocab_genes) + 2))
+            embedding[cells] = all_B4D if pool == "all" else max_from_all(all_B4D)
+        return embedding
+
+
+def pad_cells(
+    tokens: Tokens, cells: npt.NDArray[np.int64], pad_position: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Packed tokens of ``cells`` as (value_BL, position_BL, length_B): T, S, then the genes, then padding."""
+    starts, ends = tokens.cu_seqlens[cells], tokens.cu_seqlens[cells + 1]
+    length_B = (ends - starts).astype(np.int64)
+    value_BL = np.zeros((len(cells), length_B.max()), dtype=np.float32)
+    position_BL = np.full(value_BL.shape, pad_position, dtype=np.int64)
+    for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        for padded_BL, packed_N in ((value_BL, tokens.value_N), (position_BL, tokens.position_N)):
+            padded_BL[row, :2] = packed_N[end - 2 : end]
+            padded_BL[row, 2 : end - start] = packed_N[start : end - 2]
+    return value_BL, position_BL, length_B
+
+
+def max_from_all(all_B4D: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Pool "max" from pool "all": the maximum over all tokens is that of S, T and the genes' maximum."""
+    s_BD, t_BD, gene_max_BD, _ = np.split(all_B4D, 4, axis=1)
+    return np.maximum(np.maximum(s_BD, t_BD), gene_max_BD)

@@ -1,0 +1,11 @@
+"""Names inside a model directory and inside an exported file."""
+
+from __future__ import annotations
+
+CONFIG_FILE = "config.json"
+VOCABULARY_FILE = "vocab.tsv"
+WEIGHTS_FILE = "model.safetensors"
+ONNX_FILE = "model.onnx"
+PLAN_FILE = "model.plan"
+PLAN_METADATA_FILE = "model.plan.json"
+METADATA_KEY = "cellfoundry"  # JSON: architecture, info

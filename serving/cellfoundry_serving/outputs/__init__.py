@@ -1,0 +1,1 @@
+"""Writers of embeddings: one file format a module, all streaming and atomic."""
