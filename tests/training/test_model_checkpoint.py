@@ -139,7 +139,7 @@ def flip_last_byte(path: Path) -> None:
         (lambda d: edit_config(d, lambda c: c["architecture"].update(bins=-1)), "bins must be"),
         (
             lambda d: edit_config(d, lambda c: c["architecture"].update(bins=9)),
-            "bins_BD (100, 64) instead of (9, 64)",
+            "bins_BD (100, 32) instead of (9, 32)",
         ),
         (
             lambda d: edit_config(d, lambda c: c["architecture"].update(n_genes=39)),

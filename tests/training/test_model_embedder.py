@@ -134,7 +134,7 @@ def test_bf16_stays_near_fp32_and_gives_float32(loaded: LoadedModel, random_cell
 
 
 def test_eighteen_thousand_genes_embed_in_bounded_memory(tiny: LoadedModel, random_cells: Make) -> None:
-    """One attention matrix of this cell alone would be 18,002^2 x 4 heads x 4 bytes = 5.2 GB."""
+    """One attention matrix of this cell alone would be 18,002^2 x 2 heads x 4 bytes = 2.6 GB."""
     genes = tiny.config.n_genes
     batch = random_cells(1, genes=genes, density=18_000 / genes)
     assert batch.nnz > 17_500
