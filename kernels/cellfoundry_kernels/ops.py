@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cellfoundry_kernels import reference
+from cellfoundry_kernels.dispatch import use_triton
 
 
 def value_embedding(
@@ -38,9 +39,12 @@ def value_embedding(
     Returns:
         (N, D). Forward FLOPs 2 N B (B + D); bytes at least N (1 + D) elements.
     """
-    return reference.value_embedding(
-        value_N, mlp_weight_B1, mlp_bias_B, mlp2_weight_BB, mlp2_bias_B, table_BD, alpha
-    )
+    inputs = (value_N, mlp_weight_B1, mlp_bias_B, mlp2_weight_BB, mlp2_bias_B, table_BD)
+    if use_triton(table_BD):
+        from cellfoundry_kernels.triton_ops.value_embedding import value_embedding as twin
+
+        return twin(inputs, alpha)
+    return reference.value_embedding(*inputs, alpha=alpha)
 
 
 def varlen_attention(
@@ -65,6 +69,10 @@ def varlen_attention(
         (N, H, K). Forward FLOPs 4 H K sum(n_c^2), backward 2.5 times that; memory grows with N only.
     """
     scale = q_NHK.shape[-1] ** -0.5 if scale is None else scale
+    if use_triton(q_NHK):
+        from cellfoundry_kernels.triton_ops.varlen_attention import varlen_attention as twin
+
+        return twin(q_NHK, k_NHK, v_NHK, cu_seqlens, max_seqlen, scale)
     return reference.varlen_attention(q_NHK, k_NHK, v_NHK, cu_seqlens, scale)
 
 
@@ -106,6 +114,10 @@ def pool_cells(x_ND: Tensor, cu_seqlens: Tensor, mode: str) -> Tensor:
     """
     if mode not in ("all", "max"):
         raise ValueError(f"pool_cells got mode {mode!r}: use 'all' or 'max'.")
+    if use_triton(x_ND):
+        from cellfoundry_kernels.triton_ops.pool_cells import pool_cells as twin
+
+        return twin(x_ND, cu_seqlens, mode)
     return reference.pool_cells(x_ND, cu_seqlens, mode)
 
 
