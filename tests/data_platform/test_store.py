@@ -20,7 +20,7 @@ from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.errors import DataError
 from cellfoundry_data.store import open_store, verify
 from cellfoundry_data.store.cell_keys import buckets, cell_keys, in_validation, shuffle_keys
-from cellfoundry_data.store.encoding import DECODED, decode_rows, encode
+from cellfoundry_data.store.encoding import DECODED, GENE_OUT_OF_RANGE, TOO_FEW_ESCAPES, decode_rows, encode
 from cellfoundry_data.store.format import digest_line
 from cellfoundry_data.store.replace import replacing_store
 from cellfoundry_data.store.writer import finish_store, start_store, write_shard
@@ -85,6 +85,31 @@ def test_decoding_gives_back_what_was_encoded(
         assert answer == DECODED
     np.testing.assert_array_equal(out_genes, gene_ids)
     np.testing.assert_array_equal(out_counts, counts.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("deltas", "escapes", "answer"),
+    [
+        ([3, 255], [], TOO_FEW_ESCAPES),
+        ([3, 255], [2**32 - 1], GENE_OUT_OF_RANGE),
+        ([3, 254], [], GENE_OUT_OF_RANGE),
+        ([3, 96], [], DECODED),
+    ],
+)
+def test_bytes_that_no_writer_makes_are_refused(deltas: list[int], escapes: list[int], answer: int) -> None:
+    gene_ids, counts = np.zeros(2, np.int32), np.zeros(2, np.float32)
+    got = decode_rows(
+        np.array(deltas, np.uint8),
+        np.array([1, 1], np.uint8),
+        np.array(escapes, np.uint32),
+        np.empty(0, np.uint32),
+        np.array([2], np.uint32),
+        np.zeros(1, np.int64),
+        100,
+        gene_ids,
+        counts,
+    )
+    assert got == answer
 
 
 def test_any_rows_come_back_in_the_order_asked_for(store: Path, cells: CellBatch) -> None:

@@ -123,8 +123,9 @@ def finish_store(
 
 
 def _whole_counts(cells: CellBatch) -> npt.NDArray[np.uint32]:
-    counts = cells.counts.astype(np.float64)
-    if not ((counts >= 0) & (counts <= MAX_COUNT) & (counts == np.floor(counts))).all():
+    counts = cells.counts
+    # Compared in float32, where the next value above the largest count is 2^32.
+    if not ((counts >= 0) & (counts < 2.0**32) & (counts == np.floor(counts))).all():
         raise DataError(
             f"a store holds whole counts from 0 to {MAX_COUNT:,}, and these cells have other values."
         )
