@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from cellfoundry_bench.measure import Comparison, compare, cpu_clock, median_seconds
 from cellfoundry_bench.results import Row
 

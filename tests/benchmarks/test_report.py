@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+
 from cellfoundry_bench.errors import BenchError
 from cellfoundry_bench.report import write_report
 from cellfoundry_bench.results import Curve, Row

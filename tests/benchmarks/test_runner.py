@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from cellfoundry_bench import registry
 from cellfoundry_bench.errors import BenchError
 from cellfoundry_bench.registry import Suite, list_suites
