@@ -49,8 +49,7 @@ def info(store: Path = typer.Argument(..., help="Folder of a store.")) -> None:
     from cellfoundry_data.store import open_store
 
     manifest = dict(open_store(store).manifest)
-    files = manifest.pop("files", {})
-    manifest["files"] = len(files)
+    manifest["shards"] = len(manifest["shards"])
     typer.echo(json.dumps(manifest, indent=2))
 
 
