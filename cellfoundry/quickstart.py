@@ -70,16 +70,16 @@ def _ingest(run: _Run, progress: Progress) -> dict[str, Any]:
 
     manifest = ingest([str(baron_h5ad(run.source))], str(run.store), progress=progress)
     read = sum(source["cells_read"] for source in manifest["sources"])
-    size = sum(
-        path.stat().st_size for path in run.store.rglob("*") if path.is_file() and "counts" in path.parts
-    )
+    arrays = [
+        file["size"] for shard in manifest["shards"] for file in shard["files"] if "obs" not in file["path"]
+    ]
     return {
         "cells": manifest["cells"],
         "genes": manifest["genes"],
         "nnz": manifest["nnz"],
         "read": read,
         "removed": read - manifest["cells"],
-        "bytes_per_nnz": size / manifest["nnz"],
+        "bytes_per_nnz": sum(arrays) / manifest["nnz"],
     }
 
 
