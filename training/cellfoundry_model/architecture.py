@@ -17,7 +17,7 @@ from cellfoundry_kernels import MaskedCells, pool_cells, scatter_into_zero_table
 from cellfoundry_model.config import ModelConfig
 from cellfoundry_model.decoder import Decoder
 from cellfoundry_model.encoder import Encoder
-from cellfoundry_model.value_embedding import ValueEmbedding
+from cellfoundry_model.value_embedding import EMBEDDING_STD, ValueEmbedding
 
 
 class CellModel(nn.Module):
@@ -33,6 +33,7 @@ class CellModel(nn.Module):
         self.value_embedding = ValueEmbedding(config)
         # One row more than there are positions: the last one belongs to padding, for users of padded batches.
         self.position_embedding = nn.Embedding(config.n_positions + 1, config.encoder_width)
+        nn.init.normal_(self.position_embedding.weight, std=EMBEDDING_STD)
         self.encoder = Encoder(config)
         self.decoder_embed = nn.Linear(config.encoder_width, config.decoder_width)
         self.decoder = Decoder(config)
