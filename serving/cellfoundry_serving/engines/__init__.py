@@ -35,7 +35,7 @@ def open_engine(model_dir: str | Path, engine: str = "auto", precision: str = "f
         )
     if engine == "auto":
         chosen = open_engine(folder, choose(folder), precision)
-        chosen.why += f"; auto takes the first of {', '.join(FILES)} that is there"
+        chosen.why += f"; auto prefers {' to '.join(FILES.values())}"
         return chosen
     if engine != "torch" and precision != "fp32":
         raise ServingError(

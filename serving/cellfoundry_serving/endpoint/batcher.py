@@ -1,0 +1,173 @@
+"""Token batcher: cells of concurrent requests share engine calls, first come first served.
+
+A batch is the head of the queue and whatever behind it asks for the same conventions and still fits into the
+token budget; nothing is ever put back, so a long cell cannot starve. The head waits a moment for company only
+while the engine is idle: under load the next batch gathers while the current one runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cellfoundry_data.batch import CellBatch
+from cellfoundry_model.embedder import Pool
+from cellfoundry_serving.engines.base import Engine
+from cellfoundry_serving.token_batches import consecutive, token_counts
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """What must be equal for two cells to share an engine call."""
+
+    pool: Pool
+    target: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a request that fits into one batch (or a single cell that is longer)."""
+
+    cells: CellBatch
+    tokens: int
+    conventions: Conventions
+    result: asyncio.Future[npt.NDArray[np.float32]]
+
+
+class TokenBatcher:
+    """Runs an engine in one worker thread; used inside one event loop.
+
+    Args:
+        engine: computes the batches.
+        max_tokens: tokens of a batch.
+        max_wait_s: how long an idle engine waits for company of a batch that is not full.
+    """
+
+    def __init__(self, engine: Engine, max_tokens: int = 16_384, max_wait_s: float = 0.002) -> None:
+        self._engine = engine
+        self._max_tokens = max_tokens
+        self._max_wait_s = max_wait_s
+        self._queue: deque[Piece] = deque()
+        self._queued_tokens = 0
+        self._arrived = asyncio.Event()
+        self._full = asyncio.Event()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def encode(self, cells: CellBatch, conventions: Conventions) -> npt.NDArray[np.float32]:
+        """Embeddings of ``cells`` in their order; raises what the engine raises."""
+        loop = asyncio.get_running_loop()
+        tokens = token_counts(cells)
+        pieces = [
+            Piece(
+                cells.select(np.arange(part.start, part.stop)),
+                int(tokens[part.start : part.stop].sum()),
+                conventions,
+                loop.create_future(),
+            )
+            for part in consecutive(tokens, self._max_tokens, len(cells))
+        ]
+        self._queue.extend(pieces)
+        self._queued_tokens += sum(piece.tokens for piece in pieces)
+        self._signal()
+        return np.concatenate(await asyncio.gather(*(piece.result for piece in pieces)))
+
+    async def close(self) -> None:
+        """Stops; callers have been answered before, because the server drains first."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._worker.shutdown()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        was_idle = True
+        while True:
+            was_idle = was_idle or not self._queue
+            await self._arrived.wait()
+            if was_idle and not self._full.is_set():
+                await wait_at_most(self._full, self._max_wait_s)
+            batch = self._take()
+            if not batch:
+                continue
+            run = functools.partial(
+                self._engine.encode,
+                joined([piece.cells for piece in batch]),
+                pool=batch[0].conventions.pool,
+                target=batch[0].conventions.target,
+            )
+            try:
+                embedding = await loop.run_in_executor(self._worker, run)
+            except Exception as error:  # belongs to the requests of this batch, never to the loop
+                for piece in batch:
+                    if not piece.result.done():
+                        piece.result.set_exception(error)
+            else:
+                deliver(batch, embedding)
+            was_idle = False
+
+    def _take(self) -> list[Piece]:
+        """Removes the next batch from the queue; pieces whose client left are dropped."""
+        batch: list[Piece] = []
+        skipped: deque[Piece] = deque()
+        room = self._max_tokens
+        while self._queue:
+            piece = self._queue.popleft()
+            if piece.result.cancelled():
+                self._queued_tokens -= piece.tokens
+            elif not batch or (piece.conventions == batch[0].conventions and piece.tokens <= room):
+                batch.append(piece)
+                room -= piece.tokens
+                self._queued_tokens -= piece.tokens
+            else:
+                skipped.append(piece)
+            if batch and room <= 0:
+                break
+        skipped.extend(self._queue)
+        self._queue = skipped
+        self._signal()
+        return batch
+
+    def _signal(self) -> None:
+        for event, is_true in (
+            (self._arrived, bool(self._queue)),
+            (self._full, self._queued_tokens >= self._max_tokens),
+        ):
+            if is_true:
+                event.set()
+            else:
+                event.clear()
+
+
+async def wait_at_most(event: asyncio.Event, seconds: float) -> None:
+    """Returns when ``event`` is set or the time is over."""
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return
+
+
+def joined(parts: list[CellBatch]) -> CellBatch:
+    """All cells of ``parts``, in order."""
+    lengths = np.concatenate([np.diff(part.indptr) for part in parts])
+    return CellBatch(
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        np.concatenate([part.gene_ids for part in parts]),
+        np.concatenate([part.counts for part in parts]),
+        np.concatenate([part.row_ids for part in parts]),
+    )
+
+
+def deliver(batch: list[Piece], embedding: npt.NDArray[np.float32]) -> None:
+    """Hands each piece its rows."""
+    first = 0
+    for piece in batch:
+        rows = embedding[first : first + len(piece.cells)]
+        first += len(piece.cells)
+        if not piece.result.done():
+            piece.result.set_result(rows)

@@ -1,0 +1,99 @@
+"""Runs the endpoint: ``serve`` blocks until SIGTERM or Ctrl-C, ``running`` is a context manager."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import uvicorn
+
+from cellfoundry_serving.endpoint.app import Limits, create_app
+from cellfoundry_serving.engines import open_engine
+from cellfoundry_serving.engines.base import Engine
+from cellfoundry_serving.errors import ServingError
+
+START_TIMEOUT_S = 60.0
+
+
+def serve(model_dir: str | Path, engine: str = "auto", host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Serves a model directory until SIGTERM or Ctrl-C, then answers what it has accepted and returns.
+
+    Raises:
+        ServingError: a host that is not loopback, a port in use, or an engine that cannot run.
+        ModelError: a damaged model directory.
+    """
+    with listening(host, port) as listener:
+        runner = open_engine(model_dir, engine)
+        server = make_server(runner, None)
+        url = f"http://{host}:{listener.getsockname()[1]}"
+        print(f"Serving on {url} ({runner.why}); stop with Ctrl-C.", flush=True)
+        # uvicorn raises the signal again once it has drained; stopping as asked is no failure.
+        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                server.run(sockets=[listener])
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def running(
+    model: str | Path | Engine, engine: str = "auto", *, limits: Limits | None = None
+) -> Iterator[str]:
+    """The endpoint in a thread of this process on a free loopback port; yields its URL once it is ready."""
+    runner = model if isinstance(model, Engine) else open_engine(model, engine)
+    with listening("127.0.0.1", 0) as listener:
+        server = make_server(runner, limits)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="endpoint")
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            # The socket listens already, so this waits in its queue until the app has started.
+            httpx.get(f"{url}/v2/health/ready", timeout=START_TIMEOUT_S, trust_env=False).raise_for_status()
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def make_server(engine: Engine, limits: Limits | None) -> uvicorn.Server:
+    """uvicorn around the app; it drains on shutdown."""
+    config = uvicorn.Config(create_app(engine, limits), log_level="warning", access_log=False, ws="none")
+    return uvicorn.Server(config)
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A listening socket on a loopback address; ServingError for another address or a port in use."""
+    address = loopback_address(host)
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((str(address), port))
+        except OSError as error:
+            raise ServingError(
+                f"Port {port} on {host} is not free ({error.strerror}); choose another."
+            ) from error
+        listener.listen(2048)
+        yield listener
+
+
+def loopback_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """``host`` as an address; ServingError unless it is a loopback one."""
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        address = None
+    if address is None or not address.is_loopback:
+        raise ServingError(
+            f"Host {host!r} is not loopback, and the endpoint has no access control yet; use 127.0.0.1."
+        )
+    return address

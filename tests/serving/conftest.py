@@ -1,0 +1,89 @@
+"""A small model over a real but short vocabulary, its ONNX export, and an endpoint around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+
+from cellfoundry_data.batch import CellBatch
+from cellfoundry_data.vocabulary import Vocabulary
+from cellfoundry_model.architecture import CellModel
+from cellfoundry_model.checkpoint import save_model
+from cellfoundry_model.config import ModelConfig
+from cellfoundry_serving.endpoint.server import running
+from cellfoundry_serving.engines import open_engine
+from cellfoundry_serving.engines.base import Engine
+from cellfoundry_serving.export import export_model
+from cellfoundry_serving.export.check import random_cells
+
+CONFIG = ModelConfig(
+    n_genes=400,
+    bins=8,
+    bin_alpha=1.0,
+    mask_token_id=102,
+    pad_token_id=103,
+    encoder_width=32,
+    encoder_depth=2,
+    encoder_heads=4,
+    decoder_width=16,
+    decoder_depth=1,
+    decoder_heads=2,
+    decoder_head_dim=8,
+    favor_features=16,
+)
+GENES = Vocabulary.named("scfoundation").genes[: CONFIG.n_genes]
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    out = tmp_path_factory.mktemp("serving") / "model"
+    save_model(CellModel(CONFIG), GENES, out, {})
+    return out
+
+
+@pytest.fixture(scope="session")
+def onnx_dir(model_dir: Path) -> Path:
+    """Exported once: the exporter takes seconds."""
+    out = model_dir.parent / "onnx"
+    export_model(model_dir, out, "onnx")
+    return out
+
+
+@pytest.fixture(scope="session")
+def engine(model_dir: Path) -> Engine:
+    return open_engine(model_dir, "torch")
+
+
+@pytest.fixture(scope="session")
+def url(engine: Engine) -> Iterator[str]:
+    with running(engine) as url:
+        yield url
+
+
+@pytest.fixture
+def cells() -> CellBatch:
+    """Nine cells of very different lengths; the fourth and the last have no counts."""
+    return random_cells(CONFIG.n_genes, (5, 1, 200, 0, 37, 400, 2, 90, 0), seed=1)
+
+
+@pytest.fixture
+def adata(cells: CellBatch) -> AnnData:
+    """The same cells, with obs of every kind."""
+    counts = sp.csr_matrix((cells.counts, cells.gene_ids, cells.indptr), shape=(len(cells), CONFIG.n_genes))
+    obs = pd.DataFrame(
+        {
+            "cell_type": pd.Categorical(["alpha", "beta", "delta"] * 3),
+            "depth": np.arange(9) / 2,
+            "cell": [f"c{row % 2}" for row in range(9)],
+        },
+        index=[f"barcode{row}" for row in range(9)],
+    )
+    return AnnData(counts, obs=obs, var=pd.DataFrame(index=list(GENES)))

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cellfoundry_data.batch import CellBatch
+from cellfoundry_serving.client import Client
+from cellfoundry_serving.endpoint.server import serve
+from cellfoundry_serving.engines.base import Engine
+from cellfoundry_serving.errors import ServingError
+
+SERVE = "import sys; from cellfoundry_serving.endpoint.server import serve; serve(sys.argv[1], port=0)"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org"])
+def test_only_loopback(model_dir: Path, host: str) -> None:
+    with pytest.raises(ServingError, match="not loopback"):
+        serve(model_dir, host=host)
+
+
+def test_a_port_in_use_is_one_sentence(model_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServingError, match=f"Port {port} on 127.0.0.1 is not free"):
+            serve(model_dir, port=port)
+
+
+def named(cells: CellBatch, row: int, engine: Engine) -> dict[str, Any]:
+    entries = slice(cells.indptr[row], cells.indptr[row + 1])
+    genes = [engine.vocab_genes[gene] for gene in cells.gene_ids[entries]]
+    return {"genes": genes, "counts": cells.counts[entries].tolist()}
+
+
+def test_sigterm_answers_what_was_accepted(model_dir: Path, engine: Engine, cells: CellBatch) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(model_dir)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        url = line.split()[2]
+        assert line.startswith("Serving on http://127.0.0.1:")
+        body = json.dumps({"cells": [named(cells, row, engine) for row in range(9)] * 50})
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+        connection.request("POST", "/v1/embed", body)
+        with Client(url) as other:
+            # Sent later and answered: so the server has the first request in hand.
+            assert other.models() == ["cellfoundry"]
+        process.send_signal(signal.SIGTERM)
+        answer = json.loads(connection.getresponse().read())
+        assert process.wait(30) == 0
+        got = np.array(answer["embedding"][-9:], dtype=np.float32)
+        np.testing.assert_allclose(got, engine.encode(cells), atol=1e-4, rtol=0)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()

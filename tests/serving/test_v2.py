@@ -1,0 +1,134 @@
+"""The V2 codec alone: what it reads back, and that it refuses everything else with its own error."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from cellfoundry_serving.endpoint import v2
+from cellfoundry_serving.endpoint.cells import cells_from_tensors
+from cellfoundry_serving.endpoint.errors import RequestError
+
+matrices = hnp.arrays(
+    np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=6), elements=st.floats(width=32)
+)
+
+
+def body_of(indptr: np.ndarray, gene_ids: np.ndarray, counts: np.ndarray) -> tuple[bytes, bytes]:
+    tensors = {"indptr": ("INT64", indptr), "gene_ids": ("INT32", gene_ids), "counts": ("FP32", counts)}
+    inputs = [
+        {
+            "name": name,
+            "datatype": kind,
+            "shape": [len(array)],
+            "parameters": {"binary_data_size": array.nbytes},
+        }
+        for name, (kind, array) in tensors.items()
+    ]
+    return json.dumps({"id": "a", "inputs": inputs}).encode(), b"".join(
+        a.tobytes() for _, a in tensors.values()
+    )
+
+
+HEADER, TAIL = body_of(
+    np.array([0, 3, 3, 5], dtype=np.int64),
+    np.array([9, 2, 9, 0, 4], dtype=np.int32),
+    np.array([1, 5, 2, 0, 3], dtype=np.float32),
+)
+
+
+def test_cells_are_sorted_summed_and_free_of_zeros() -> None:
+    request = v2.decode(HEADER + TAIL, str(len(HEADER)), "embedding")
+    cells = cells_from_tensors(request.tensors, n_genes=10, max_cells=3)
+    assert cells.indptr.tolist() == [0, 2, 2, 3]
+    assert cells.gene_ids.tolist() == [2, 9, 4]
+    assert cells.counts.tolist() == [5, 3, 3]
+    assert (cells.indptr.dtype, cells.gene_ids.dtype, cells.counts.dtype) == (np.int64, np.int32, np.float32)
+
+
+@given(matrices, st.booleans())
+def test_an_output_is_read_back_as_it_was(array: np.ndarray, binary: bool) -> None:
+    body, headers = v2.encode("m", v2.InferRequest("1", {}, {}, binary), "embedding", array)
+    if binary:
+        length = int(headers[v2.HEADER_LENGTH])
+        shape = json.loads(body[:length])["outputs"][0]["shape"]
+        np.testing.assert_array_equal(np.frombuffer(body[length:], "<f4").reshape(shape), array)
+    else:
+        output = json.loads(body)["outputs"][0]
+        got = np.array(output["data"], dtype=np.float32).reshape(output["shape"])
+        np.testing.assert_array_equal(got, np.where(np.isfinite(array), array, np.nan))
+
+
+@given(st.data())
+def test_damaged_requests_are_read_or_refused_never_crash(data: st.DataObject) -> None:
+    body = bytearray(HEADER + TAIL)
+    for _ in range(data.draw(st.integers(1, 4))):
+        position = data.draw(st.integers(0, len(body) - 1))
+        change = data.draw(st.sampled_from(["flip", "cut", "insert"]))
+        if change == "flip":
+            body[position] = data.draw(st.integers(0, 255))
+        elif change == "insert":
+            body[position:position] = data.draw(st.binary(max_size=8))
+        elif position:
+            del body[position:]
+    length = str(data.draw(st.one_of(st.just(len(HEADER)), st.integers(0, len(body) + 5))))
+    try:
+        request = v2.decode(bytes(body), length, "embedding")
+        cells = cells_from_tensors(request.tensors, n_genes=10, max_cells=3)
+    except RequestError as error:
+        assert error.status in (400, 413)
+    else:
+        assert all(
+            (np.diff(cells.gene_ids[a:b]) > 0).all()
+            for a, b in zip(cells.indptr, cells.indptr[1:], strict=False)
+        )
+        assert (cells.counts > 0).all()
+        assert np.isfinite(cells.counts).all()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+)
+
+
+@given(
+    st.fixed_dictionaries({}, optional=dict.fromkeys(("inputs", "outputs", "parameters", "id"), json_values))
+)
+def test_any_json_is_read_or_refused(document: dict[str, object]) -> None:
+    try:
+        v2.decode(json.dumps(document).encode(), None, "embedding")
+    except RequestError as error:
+        assert error.status == 400
+
+
+@given(
+    st.sampled_from(["INT32", "INT64", "FP32"]),
+    st.lists(
+        st.integers(-(2**70), 2**70) | st.floats() | st.booleans() | st.none() | st.text(max_size=3),
+        max_size=4,
+    ),
+)
+def test_json_numbers_arrive_unchanged_or_not_at_all(kind: str, data: list[object]) -> None:
+    item = {"name": "x", "datatype": kind, "shape": [len(data)], "data": data}
+    try:
+        _, tensor, _ = v2.decode_tensor(item, memoryview(b""))
+    except RequestError:
+        return
+    if kind == "FP32":
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(tensor, np.array(data, dtype=np.float64).astype(np.float32))
+    else:
+        assert tensor.tolist() == data
+
+
+def test_too_many_cells_is_413() -> None:
+    request = v2.decode(HEADER + TAIL, str(len(HEADER)), "embedding")
+    with pytest.raises(RequestError, match="3 cells, the limit is 2") as caught:
+        cells_from_tensors(request.tensors, n_genes=10, max_cells=2)
+    assert caught.value.status == 413
