@@ -53,9 +53,9 @@ def describe() -> dict[str, Any]:
 
 
 def slug() -> str:
-    """Name for a results folder: the GPU where there is one, else the CPU; ``intel-r-xeon-r-processor``."""
+    """Name for a results folder: the GPU where there is one, else the CPU; ``intel-xeon-processor``."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_model()
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from cellfoundry_bench import registry
+from cellfoundry_bench import machine, registry
 from cellfoundry_bench.errors import BenchError
 from cellfoundry_bench.registry import Suite, list_suites
 from cellfoundry_bench.results import Curve, Row, SuiteResult
-from cellfoundry_bench.runner import run
+from cellfoundry_bench.runner import default_folder, run
 
 
 def demo_suite() -> SuiteResult:
@@ -84,3 +85,14 @@ def test_progress_counts_suites(demo: None, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     run(["demo"], tmp_path, progress=lambda *step: seen.append(step))
     assert seen == [("demo", 0, 1), ("done", 1, 1)]
+
+
+def test_folder_name_is_the_day_and_the_device_in_plain_letters() -> None:
+    assert re.fullmatch(
+        r"benchmarks/results/\d{4}-\d\d-\d\d-[a-z0-9]+(-[a-z0-9]+)*", default_folder().as_posix()
+    )
+
+
+def test_commit_is_that_of_the_file_and_not_of_a_repository_around_it() -> None:
+    assert machine.commit() is None or re.fullmatch(r"[0-9a-f]{40}(\+changes)?", machine.commit() or "")
+    assert machine._git(Path(machine.__file__).parent, "ls-files", "--error-unmatch", "no such file") is None

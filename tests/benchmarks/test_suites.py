@@ -13,7 +13,8 @@ import torch
 
 from cellfoundry_bench.ragged import GENES_PER_CELL, real_lengths, synthetic_counts
 from cellfoundry_bench.real_cells import real_cells
-from cellfoundry_bench.suites import data, embed, kernels, train
+from cellfoundry_bench.suites import data, embed, kernels, serve, train
+from cellfoundry_serving.endpoint.server import running
 
 
 def test_lengths_follow_the_real_distribution() -> None:
@@ -109,3 +110,26 @@ def test_data_rows_on_the_bundled_donor(ray_local: None, baron_h5ad: Path, tmp_p
     assert read.value > 0
     assert size.value is not None
     assert 0.5 < size.value < 4
+
+
+def test_load_generator_measures_the_live_endpoint() -> None:
+    """From a process of its own: every request answered, none refused, and the rows it becomes."""
+    rows, curve = serve.overhead_rows(requests=16)
+    assert all(row.value is not None and row.value > 0 for row in rows)
+    assert [len(line) for line in curve.lines.values()] == [4, 4]
+    p50, p99 = (dict(curve.lines[name]) for name in ("p50", "p99"))
+    assert all(p50[clients] <= p99[clients] for clients in p50)
+
+
+def test_model_behind_the_endpoint_against_its_engine() -> None:
+    row = serve.model_row(real_cells(8), rounds=1)
+    assert row.ratio is not None
+    assert row.ratio > 0
+
+
+def test_refused_requests_make_no_number() -> None:
+    with (
+        running(serve.NoEngine(n_genes=4)) as url,
+        pytest.raises(RuntimeError, match="refused 2 requests of the benchmark"),
+    ):
+        serve._load(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n", url, 2, 1)
