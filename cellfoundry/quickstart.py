@@ -127,6 +127,7 @@ def _embed(run: _Run, progress: Progress) -> dict[str, Any]:
 
 def _serve(run: _Run, progress: Progress) -> dict[str, Any]:
     import anndata
+
     from cellfoundry_serving.client import Client
     from cellfoundry_serving.endpoint.server import running
 

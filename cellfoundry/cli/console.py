@@ -28,6 +28,7 @@ class ProgressDisplay:
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, float] = {}
+        self._last_call = time.monotonic()
         self._printed: dict[str, float] = {}
 
     def __enter__(self) -> ProgressDisplay:
@@ -56,8 +57,10 @@ class ProgressDisplay:
     def __call__(self, label: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` (0 where unknown) is through for the task ``label``."""
         now = time.monotonic()
-        started = self._started.setdefault(label, now)
-        rate = done / (now - started) if now > started else 0.0
+        # A task began when the one before it was last heard of: its first call may come with work already done.
+        started = self._started.setdefault(label, self._last_call)
+        self._last_call = now
+        rate = done / max(now - started, 1e-3)
         if self._bars:
             if label not in self._tasks:
                 self._tasks[label] = self._bars.add_task(label, total=total or None, rate="")
@@ -67,7 +70,8 @@ class ProgressDisplay:
         elif done >= total > 0 or now - self._printed.get(label, -PLAIN_LINE_EVERY_S) >= PLAIN_LINE_EVERY_S:
             self._printed[label] = now
             eta = f", eta {duration((total - done) / rate)}" if rate and done < total else ""
-            print(f"{label}: {done:,}/{total:,} ({rate:,.1f}/s{eta})", file=self._stream, flush=True)
+            pace = f" ({rate:,.1f}/s{eta})" if rate else ""
+            print(f"{label}: {done:,}/{total:,}{pace}", file=self._stream, flush=True)
 
 
 def print_warnings_as_lines() -> None:

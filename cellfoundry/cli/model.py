@@ -47,8 +47,11 @@ def import_checkpoint(
     from cellfoundry_data.vocabulary import load
     from cellfoundry_model.official import import_official
 
-    info = import_official(checkpoint, out, vocab_genes=load(vocab).genes, part=part and part.value)
-    typer.echo(f"{out}: part {info['part']}")
+    info = import_official(
+        checkpoint, out, vocab_genes=load(vocab).genes, part=part.value if part else None
+    ).info
+    others = f"; the file also holds {', '.join(info['other_parts'])}" if info["other_parts"] else ""
+    typer.echo(f"{out}: part {info['part']}{others}")
 
 
 @app.command()
