@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,38 @@ class EmbedSummary:
         return f"{' x '.join(f'{n:,}' for n in self.shape)} float32, {rate:,.1f} cells/s, {self.engine}"
 
 
+@overload
+def embed(
+    src: str | Path | AnnData,
+    model: str | Path | Engine,
+    out: None = None,
+    *,
+    output: str = ...,
+    pool: str = ...,
+    target: str = ...,
+    input_type: str = ...,
+    pre_normalized: str = ...,
+    engine: str = ...,
+    precision: str = ...,
+    layer: str | None = ...,
+    progress: Progress | None = ...,
+) -> npt.NDArray[np.float32]: ...
+@overload
+def embed(
+    src: str | Path | AnnData,
+    model: str | Path | Engine,
+    out: str | Path,
+    *,
+    output: str = ...,
+    pool: str = ...,
+    target: str = ...,
+    input_type: str = ...,
+    pre_normalized: str = ...,
+    engine: str = ...,
+    precision: str = ...,
+    layer: str | None = ...,
+    progress: Progress | None = ...,
+) -> EmbedSummary: ...
 def embed(
     src: str | Path | AnnData,
     model: str | Path | Engine,

@@ -35,8 +35,8 @@ class SumEngine(Engine):
         self.entered.set()
         self.gate.wait()
         self.calls.append((conventions["target"], (np.diff(batch.indptr) + 2).tolist()))
-        if conventions["target"] == "t5":
-            raise ValueError("no t5 here")
+        if conventions["target"] == "t5" or 66 in np.diff(batch.indptr):
+            raise ValueError("not this one")
         return batch.totals().astype(np.float32)[:, None]
 
 
@@ -56,6 +56,7 @@ def with_batcher(
 async def occupied(engine: SumEngine, batcher: TokenBatcher) -> asyncio.Task[np.ndarray]:
     """Starts a request that holds the engine until its gate opens."""
     engine.gate.clear()
+    engine.entered.clear()
     task = asyncio.create_task(batcher.encode(random_cells(400, (1,), 0), T4))
     await asyncio.to_thread(engine.entered.wait)
     return task
@@ -97,11 +98,19 @@ def test_an_error_reaches_only_its_own_batch() -> None:
             return_exceptions=True,
         )
         assert isinstance(results[1], ValueError)
-        for result in (results[0], results[2], await batcher.encode(good, T4)):
+        first = await occupied(engine, batcher)
+        tasks = [
+            asyncio.create_task(batcher.encode(random_cells(400, (genes,), 0), T4)) for genes in (5, 66, 5)
+        ]
+        await asyncio.sleep(0)
+        engine.gate.set()
+        shared = await asyncio.gather(first, *tasks, return_exceptions=True)
+        assert isinstance(shared[2], ValueError)
+        for result in (results[0], results[2], shared[1], shared[3]):
             assert isinstance(result, np.ndarray)
             np.testing.assert_array_equal(result[:, 0], good.totals())
 
-    with_batcher(test)
+    assert ("t4", [7, 68, 7]) in with_batcher(test).calls
 
 
 def test_a_client_that_left_costs_nothing() -> None:

@@ -38,7 +38,7 @@ def test_refusals_and_absence_are_one_sentence(url: str, cells: CellBatch) -> No
         closed = f"http://127.0.0.1:{unused.getsockname()[1]}"
         with Client(closed) as client:
             assert not client.ready()
-            with pytest.raises(ServingError, match="cannot be reached .* is `cellfoundry serve` running"):
+            with pytest.raises(ServingError, match=r"cannot be reached .* is `cellfoundry serve` running"):
                 client.models()
     with Client(f"{url}/nowhere") as client, pytest.raises(ServingError, match="answered 404: Not Found"):
         client.models()

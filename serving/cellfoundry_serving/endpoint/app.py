@@ -71,27 +71,27 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
         return embedding
 
     @app.get("/v2")
-    def server() -> dict[str, Any]:
+    async def server() -> dict[str, Any]:
         return {"name": "cellfoundry", "version": app.version, "extensions": ["binary_tensor_data"]}
 
     @app.get("/v2/health/live")
     @app.get("/v2/health/ready")
-    def healthy() -> Response:
+    async def healthy() -> Response:
         return Response()
 
     @app.post("/v2/repository/index")
-    def models() -> list[dict[str, str]]:
+    async def models() -> list[dict[str, str]]:
         return [{"name": MODEL_NAME, "version": "1", "state": "READY", "reason": ""}]
 
     @app.get("/v2/models/{model}")
     @app.get("/v2/models/{model}/versions/1")
-    def metadata(model: str) -> dict[str, Any]:
+    async def metadata(model: str) -> dict[str, Any]:
         check_model(model)
         return model_metadata(engine)
 
     @app.get("/v2/models/{model}/ready")
     @app.get("/v2/models/{model}/versions/1/ready")
-    def model_ready(model: str) -> Response:
+    async def model_ready(model: str) -> Response:
         check_model(model)
         return Response()
 
@@ -107,7 +107,7 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
         return Response(answer, headers=headers)
 
     @app.get("/v1/vocabulary")
-    def vocabulary() -> dict[str, Any]:
+    async def vocabulary() -> dict[str, Any]:
         return {"genes": list(engine.vocab_genes), "sha256": engine.info["vocabulary_sha256"]}
 
     @app.post("/v1/embed")
@@ -119,7 +119,7 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
         return Response(json.dumps(answer, allow_nan=False), media_type="application/json")
 
     @app.get("/metrics")
-    def prometheus() -> PlainTextResponse:
+    async def prometheus() -> PlainTextResponse:
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app

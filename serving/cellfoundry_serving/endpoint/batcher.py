@@ -85,7 +85,6 @@ class TokenBatcher:
         self._worker.shutdown()
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         was_idle = True
         while True:
             was_idle = was_idle or not self._queue
@@ -95,21 +94,25 @@ class TokenBatcher:
             batch = self._take()
             if not batch:
                 continue
-            run = functools.partial(
-                self._engine.encode,
-                joined([piece.cells for piece in batch]),
-                pool=batch[0].conventions.pool,
-                target=batch[0].conventions.target,
-            )
-            try:
-                embedding = await loop.run_in_executor(self._worker, run)
-            except Exception as error:  # belongs to the requests of this batch, never to the loop
-                for piece in batch:
-                    if not piece.result.done():
-                        piece.result.set_exception(error)
-            else:
-                deliver(batch, embedding)
+            await self._answer(batch)
             was_idle = False
+
+    async def _answer(self, batch: list[Piece]) -> None:
+        """Runs one batch and hands out its rows; after an error each piece runs alone, to find whose it is."""
+        run = functools.partial(
+            self._engine.encode,
+            joined([piece.cells for piece in batch]),
+            pool=batch[0].conventions.pool,
+            target=batch[0].conventions.target,
+        )
+        try:
+            deliver(batch, await asyncio.get_running_loop().run_in_executor(self._worker, run))
+        except Exception as error:  # belongs to a request, never to the loop
+            if len(batch) > 1:
+                for piece in batch:
+                    await self._answer([piece])
+            elif not batch[0].result.done():
+                batch[0].result.set_exception(error)
 
     def _take(self) -> list[Piece]:
         """Removes the next batch from the queue; pieces whose client left are dropped."""

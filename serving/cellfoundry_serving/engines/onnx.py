@@ -17,6 +17,7 @@ from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.export.layout import METADATA_KEY, ONNX_FILE, VOCABULARY_FILE
 
 CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
+MAX_SCORE_BYTES = 4 * 2**30  # of attention scores that the CPU kernel may hold
 
 
 class OnnxEngine(PaddedEngine):
@@ -37,6 +38,8 @@ class OnnxEngine(PaddedEngine):
         provider = provider or (CUDA_PROVIDER if torch.cuda.is_available() else CPU_PROVIDER)
         self._session = open_session(folder / ONNX_FILE, provider)
         metadata = read_metadata(self._session, folder / ONNX_FILE)
+        self._heads: int = metadata["architecture"]["encoder_heads"]
+        self._on_cpu = provider == CPU_PROVIDER
         vocabulary = Vocabulary.from_file(folder / VOCABULARY_FILE)
         if vocabulary.hash != metadata["info"]["vocabulary_sha256"]:
             raise ServingError(
@@ -56,6 +59,12 @@ class OnnxEngine(PaddedEngine):
         length_B: npt.NDArray[np.int64],
     ) -> npt.NDArray[np.float32]:
         """See PaddedEngine.run."""
+        cells, length = value_BL.shape
+        if self._on_cpu and 4 * cells * self._heads * length**2 > MAX_SCORE_BYTES:
+            raise ServingError(
+                f"A cell has {length:,} tokens, and ONNX Runtime's CPU attention would need more than "
+                f"{MAX_SCORE_BYTES // 2**30} GiB for it; use --engine torch."
+            )
         feeds = {"value": value_BL, "position": position_BL, "length": length_B}
         return self._session.run(["cell_embedding"], feeds)[0]
 

@@ -32,12 +32,25 @@ def build_plan(trt: ModuleType, onnx_path: Path) -> bytes:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
         raise ServingError(f"TensorRT cannot parse the graph: {parser.get_error(0).desc()}.")
+    allow_unfused_attention(trt, network)
     config = builder.create_builder_config()
     config.add_optimization_profile(make_profile(builder, network))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ServingError("TensorRT could not build an engine from the graph; its log above says why.")
     return bytes(plan)
+
+
+def allow_unfused_attention(trt: ModuleType, network: Any) -> None:
+    """Lets TensorRT split an attention of a head width that no fused kernel takes, instead of giving up."""
+    boundary = getattr(
+        trt.LayerType, "ATTENTION_INPUT", None
+    )  # releases before 10.14 have no attention layer
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == boundary:
+            layer.__class__ = trt.IAttentionInputLayer  # the bindings' way to downcast
+            layer.attention.decomposable = True
 
 
 def make_profile(builder: Any, network: Any) -> Any:
