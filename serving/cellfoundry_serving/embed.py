@@ -27,6 +27,7 @@ from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.outputs.base import OutputSpec
 from cellfoundry_serving.outputs.dispatch import check_output, open_writer
+from cellfoundry_serving.store_cells import StoreCells, is_store
 from cellfoundry_serving.token_batches import consecutive, token_counts
 
 Progress = Callable[[str, int, int], None]
@@ -112,7 +113,7 @@ def embed(
     """Embeds ``src`` and writes ``out``, or returns the array where ``out`` is None.
 
     Args:
-        src: file or folder of counts (see ``cellfoundry_data.readers``), or an AnnData.
+        src: file or folder of counts (see ``cellfoundry_data.readers``), a store, or an AnnData.
         model: model directory, directory of an export, or an engine that is already open.
         out: .h5ad, .npy, .parquet or .zarr; appears whole or not at all.
         output: "cell" (cells, width), "gene" (cells, genes, width) or "expression" (cells, genes).
@@ -142,13 +143,7 @@ def embed(
     }
     row_shape = runner.shape(conventions["output"], conventions["pool"])
     warn_about_part(runner, output)
-    cells = SourceCells(
-        src,
-        Vocabulary(runner.vocab_genes),
-        values="counts" if pre_normalized == "F" else "normalized",
-        total_column=pre_normalized == "A",
-        layer=layer,
-    )
+    cells = open_cells(src, Vocabulary(runner.vocab_genes), pre_normalized, layer)
     if input_type == "bulk" and pre_normalized == "F":
         conventions["bulk_median"] = median_total(cells)
     shape = (cells.n_cells, *row_shape)
@@ -186,7 +181,7 @@ class EmbeddedBlocks:
     def __init__(
         self,
         engine: Engine,
-        cells: SourceCells,
+        cells: SourceCells | StoreCells,
         row_shape: tuple[int, ...],
         conventions: dict[str, Any],
         progress: Progress | None,
@@ -219,7 +214,24 @@ class EmbeddedBlocks:
         return block
 
 
-def median_total(cells: SourceCells) -> float:
+def open_cells(
+    src: str | Path | AnnData, vocab: Vocabulary, pre_normalized: str, layer: str | None
+) -> SourceCells | StoreCells:
+    """The source as aligned blocks; ServingError where options do not fit a store."""
+    if isinstance(src, AnnData) or not is_store(src):
+        return SourceCells(
+            src,
+            vocab,
+            values="counts" if pre_normalized == "F" else "normalized",
+            total_column=pre_normalized == "A",
+            layer=layer,
+        )
+    if pre_normalized != "F" or layer is not None:
+        raise ServingError(f"{src} is a store of raw counts; leave out --layer and --pre-normalized.")
+    return StoreCells(src, vocab)
+
+
+def median_total(cells: SourceCells | StoreCells) -> float:
     """Median total over the vocabulary's genes, of the rows that have counts; ServingError where none has."""
     totals = np.concatenate([batch.totals() for batch, _ in cells.blocks(READ_CELLS)])
     totals = totals[totals > 0]

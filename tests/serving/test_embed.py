@@ -14,6 +14,8 @@ from anndata import AnnData
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.errors import DataError
+from cellfoundry_data.ingest import ingest
+from cellfoundry_data.store.reader import open_store
 from cellfoundry_data.vocabulary import load
 from cellfoundry_model.errors import ModelError
 from cellfoundry_model.official import import_official
@@ -227,3 +229,18 @@ def test_official_expectations_and_parts(shared: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(embed(csv, tmp_path / "cell"), expected, atol=1e-4, rtol=0)
     with pytest.warns(UserWarning, match="part 'cell' .* expression output is made for part gene"):
         embed(csv, tmp_path / "cell", output="expression")
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_store_is_a_source(source: Path, model_dir: Path, tmp_path: Path, engine: Engine) -> None:
+    store = tmp_path / "store"
+    ingest([str(source)], str(store), vocab=str(model_dir / "vocab.tsv"), min_genes=1)
+    embed(store, model_dir, tmp_path / "out.h5ad")
+    after = ad.read_h5ad(tmp_path / "out.h5ad")
+    opened = open_store(store)
+    np.testing.assert_allclose(
+        after.obsm["X_cellfoundry"], engine.encode(opened.read_cells(np.arange(7))), atol=1e-4, rtol=0
+    )
+    assert set(after.obs_names) <= {f"barcode{row}" for row in range(9)}
+    with pytest.raises(ServingError, match="store of raw counts"):
+        embed(store, model_dir, pre_normalized="T")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cellfoundry_data.batch import CellBatch
+from cellfoundry_serving.engines import onnx as onnx_module
 from cellfoundry_serving.engines import open_engine
 from cellfoundry_serving.engines.base import POOLS, Engine
 from cellfoundry_serving.engines.onnx import CUDA_PROVIDER, OnnxEngine
@@ -104,3 +105,11 @@ def test_names_and_folders_are_checked(tmp_path: Path) -> None:
     ):
         with pytest.raises(ServingError, match=message):
             open_engine(*arguments)
+
+
+def test_onnx_on_cpu_refuses_a_cell_that_would_fill_memory(
+    onnx_dir: Path, cells: CellBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_module, "MAX_SCORE_BYTES", 4 * 4 * 300**2)
+    with pytest.raises(ServingError, match="402 tokens.*use --engine torch"):
+        open_engine(onnx_dir).encode(cells)

@@ -1,0 +1,49 @@
+"""The cells of a CellFoundry store as a source of batch embedding, in store order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cellfoundry_data.batch import CellBatch
+from cellfoundry_data.store.format import MANIFEST, OBS_CELL_NAME
+from cellfoundry_data.store.reader import open_store
+from cellfoundry_data.vocabulary import Vocabulary
+from cellfoundry_serving.errors import ServingError
+
+
+def is_store(path: str | Path) -> bool:
+    """True for a folder with a store's manifest."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+class StoreCells:
+    """Reads a store the way SourceCells reads a file; a store holds raw counts.
+
+    Attributes:
+        n_cells: cells of the store.
+        obs: one row a cell, indexed by the cell's name in its source.
+
+    Raises:
+        ServingError: the store has another vocabulary than the model.
+        DataError: a damaged store.
+    """
+
+    def __init__(self, path: str | Path, vocab: Vocabulary) -> None:
+        self._store = open_store(path)
+        if self._store.vocabulary.hash != vocab.hash:
+            raise ServingError(
+                f"{path} was ingested with another vocabulary than the model's; ingest its sources again with "
+                "the model's vocab.tsv, or embed the sources themselves."
+            )
+        self.n_cells = self._store.n_cells
+        self.obs: pd.DataFrame = self._store.obs.to_pandas().set_index(OBS_CELL_NAME)
+        self.obs.index = self.obs.index.astype(str)
+
+    def blocks(self, block_cells: int) -> Iterator[tuple[CellBatch, None]]:
+        """Yields (cells, None) in store order; None stands where SourceCells may have totals."""
+        for first in range(0, self.n_cells, block_cells):
+            yield self._store.read_cells(np.arange(first, min(first + block_cells, self.n_cells))), None
