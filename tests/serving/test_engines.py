@@ -111,5 +111,5 @@ def test_onnx_on_cpu_refuses_a_cell_that_would_fill_memory(
     onnx_dir: Path, cells: CellBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_module, "MAX_SCORE_BYTES", 4 * 4 * 300**2)
-    with pytest.raises(ServingError, match="402 tokens.*use --engine torch"):
+    with pytest.raises(ServingError, match=r"402 tokens.*use --engine torch"):
         open_engine(onnx_dir).encode(cells)
