@@ -105,7 +105,9 @@ def _export(run: _Run, progress: Progress) -> dict[str, Any]:
     from cellfoundry_serving.export import export_model
 
     progress("export ONNX", 0, 1)
-    check = export_model(run.model, run.onnx, "onnx")
+    # The export fails by itself where ONNX Runtime and torch disagree.
+    check = export_model(run.model, run.onnx, "onnx").comparison
+    assert check is not None, "ONNX Runtime runs on every machine"
     progress("export ONNX", 1, 1)
     return {
         "check": {

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Placeholder colour that becomes `currentColor` in the SVG: black or white by theme.
 INK = "#010203"
 ACCENT, SECOND = "#3b82f6", "#f59e0b"
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
