@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+TAIL_BYTES = 4096
 
 
 def append(path: Path, record: Record) -> None:
@@ -20,6 +21,18 @@ def read(path: Path) -> list[Record]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def last_step(path: Path) -> Record | None:
+    """The newest line of a step, found without reading the whole file; None if there is none yet."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        lines = file.read().splitlines(keepends=True)
+    # The first line may have lost its head, the last one its end.
+    whole = [json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"\n")]
+    return next((record for record in reversed(whole) if "loss" in record), None)
 
 
 def truncate_after(path: Path, step: int) -> None:

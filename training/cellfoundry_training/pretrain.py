@@ -14,19 +14,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cellfoundry_data.errors import DataError
-from cellfoundry_data.store import open_store
+from cellfoundry_data.store import Store, open_store
 from cellfoundry_model.checkpoint import load_model
 from cellfoundry_model.errors import ModelError
 from cellfoundry_training import history
 from cellfoundry_training.config import PretrainConfig, load_config
 from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.files import RunFiles
-
-if TYPE_CHECKING:
-    from ray.train import TrainingFailedError
+from cellfoundry_training.splits import heldout_cells, train_cells
 
 Progress = Callable[[str, int, int], None]
 PROGRESS_EVERY_S = 0.5
@@ -91,7 +88,7 @@ def pretrain(
         DataError: an unreadable or damaged store, or one with too few cells.
     """
     store_path, files = Path(store).resolve(), RunFiles(Path(run_dir).resolve())
-    config.architecture(len(open_store(store_path).vocabulary.genes))
+    _check_store(open_store(store_path), config)
     _check_run(config, files, resume)
     with _ray_cluster(config.workers):
         device = _choose_device(config)
@@ -100,6 +97,13 @@ def pretrain(
         with _following(files.metrics, config, progress):
             _fit(config, device, store_path, files)
     return _result(files)
+
+
+def _check_store(store: Store, config: PretrainConfig) -> None:
+    """Raise here, before anything starts, what every rank would raise."""
+    config.architecture(len(store.vocabulary.genes))
+    train_cells(store, config, ranks=config.workers)
+    heldout_cells(store, config)
 
 
 def _check_run(config: PretrainConfig, files: RunFiles, resume: bool) -> None:
@@ -194,7 +198,7 @@ def _fit(config: PretrainConfig, device: str, store: Path, files: RunFiles) -> N
         # What Ray Train's handler makes of Ctrl-C after it stopped the ranks.
         raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError as error:
-        raise _as_sentence(error, files) from error
+        raise as_sentence(error, files) from error
 
 
 def _worker_environment(workers: int, gpu: bool) -> dict[str, str]:
@@ -217,7 +221,7 @@ def _own_interrupt_handler() -> Iterator[None]:
         signal.signal(signal.SIGINT, former)
 
 
-def _as_sentence(error: TrainingFailedError, files: RunFiles) -> Exception:
+def as_sentence(error: Exception, files: RunFiles) -> Exception:
     """The rank's own sentence if it raised one of ours, else one that names the file with the tracebacks."""
     failures = getattr(error, "worker_failures", {})
     for rank in sorted(failures):
@@ -252,9 +256,9 @@ def _follow(metrics: Path, config: PretrainConfig, progress: Progress, finished:
     reported = 0
     while True:
         last_look = finished.wait(PROGRESS_EVERY_S)
-        steps = history.steps(history.read(metrics))
-        if steps:
-            done = min(total, steps[-1]["step"] if config.max_steps else int(steps[-1]["seconds"]))
+        step = history.last_step(metrics)
+        if step is not None:
+            done = min(total, step["step"] if config.max_steps else int(step["seconds"]))
             if done != reported:
                 progress(label, done, total)
                 reported = done

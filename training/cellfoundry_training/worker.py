@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray.train
 import ray.train.torch
@@ -16,8 +16,7 @@ import torch
 import torch.distributed as dist
 
 from cellfoundry_data.batch import CellBatch
-from cellfoundry_data.loader import ShardDataset
-from cellfoundry_data.store import Store, open_store
+from cellfoundry_data.store import open_store
 from cellfoundry_kernels import MaskedCells
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.checkpoint import save_model
@@ -30,6 +29,7 @@ from cellfoundry_training.files import RunFiles
 from cellfoundry_training.gene_means import gene_sums
 from cellfoundry_training.objective import EVALUATION_STEP, mask_batch, share_of_global_loss
 from cellfoundry_training.schedule import budget_share, learning_rate
+from cellfoundry_training.splits import heldout_cells, train_cells
 from cellfoundry_training.state import RunState, restore_checkpoint, save_checkpoint
 
 
@@ -49,9 +49,9 @@ class Trainer:
         self.device = ray.train.torch.get_device()
         store = open_store(store_path)
         self.genes = store.vocabulary.genes
-        self.train_cells = self._cells(store, "train", self.rank, self.ranks)
+        self.train_cells = train_cells(store, config, self.rank, self.ranks)
         # Every rank holds the whole list and takes every so-many-th batch of it: no held-out cell is left over.
-        self.heldout_cells = self._cells(store, "validation", 0, 1)
+        self.heldout_cells = heldout_cells(store, config)
         torch.manual_seed(config.seed)
         model = CellModel(config.architecture(len(self.genes)))
         self.engine = start_engine(model, config, self.device)
@@ -60,7 +60,7 @@ class Trainer:
             history.truncate_after(files.metrics, self.state.step)
         if self.state.loader:
             self.train_cells.load_state_dict(self.state.loader)
-        own_sums = gene_sums(self._cells(store, "train", self.rank, self.ranks), config, len(self.genes))
+        own_sums = gene_sums(train_cells(store, config, self.rank, self.ranks), config, len(self.genes))
         self.gene_sums = sum_over_ranks(own_sums, self.device)
 
     def run(self) -> None:
@@ -93,21 +93,21 @@ class Trainer:
         step = state.step + 1
         masked = [self._mask(batch, step) for batch in micro]
         positions, cells, tokens = self._sum_over_ranks(
-            sum(cells.target_X.numel() for cells in masked),
+            sum(part.target_X.numel() for part in masked),
             sum(len(batch) for batch in micro),
-            sum(cells.position_N.numel() for cells in masked),
+            sum(part.position_N.numel() for part in masked),
         )
         rate = learning_rate(config, step, share)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         own_loss = torch.zeros((), device=self.device)
-        for cells_masked in masked:
+        for part in masked:
             loss = share_of_global_loss(
-                self.engine(cells_masked), cells_masked.target_X, int(positions), self.ranks * len(masked)
+                self.engine(part), part.target_X, int(positions), self.ranks * len(masked)
             )
             self.engine.backward(loss)
             own_loss += loss.detach()
-            if cells_masked is masked[-1]:
+            if part is masked[-1]:
                 # Before the weights change: a checkpoint must never hold the outcome of a broken step.
                 loss_value = self._finite_loss(own_loss, step)
             self.engine.step()
@@ -205,16 +205,3 @@ class Trainer:
     def _endless_batches(self) -> Iterator[CellBatch]:
         while True:
             yield from self.train_cells
-
-    def _cells(
-        self, store: Store, split: Literal["train", "validation"], rank: int, ranks: int
-    ) -> ShardDataset:
-        return ShardDataset(
-            store,
-            batch_cells=self.config.batch_cells,
-            seed=self.config.seed,
-            rank=rank,
-            world_size=ranks,
-            split=split,
-            validation_share=self.config.validation_share,
-        )

@@ -1,0 +1,191 @@
+"""Two ranks on a small store, from counts to a model directory, through Ray Train and DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cellfoundry_data.batch import CellBatch
+from cellfoundry_data.errors import DataError
+from cellfoundry_data.store.cell_keys import cell_keys
+from cellfoundry_data.store.replace import replacing_store
+from cellfoundry_data.store.writer import finish_store, start_store, write_shard
+from cellfoundry_data.vocabulary import Vocabulary
+from cellfoundry_model.checkpoint import load_model
+from cellfoundry_training import history
+from cellfoundry_training.config import PretrainConfig, load_config
+from cellfoundry_training.errors import TrainingError
+from cellfoundry_training.files import RunFiles
+from cellfoundry_training.pretrain import PretrainResult, as_sentence, pretrain
+
+GENES, CELLS, STEPS = 50, 200, 8
+CLOCK = {"seconds", "cells_per_s", "data_wait_s"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 cells of two kinds over 50 genes."""
+    rng = np.random.default_rng(0)
+    rates = np.where(np.arange(CELLS)[:, None] % 2 == np.arange(GENES) % 2, 40.0, 0.3)
+    dense = rng.poisson(rates)
+    cell, gene = np.nonzero(dense)
+    indptr = np.concatenate([[0], np.cumsum((dense > 0).sum(1))]).astype(np.int64)
+    rows = np.arange(CELLS, dtype=np.int64)
+    cells = CellBatch(indptr, gene.astype(np.int32), dense[cell, gene].astype(np.float32), rows)
+    vocabulary = Vocabulary(tuple(f"GENE{index}" for index in range(GENES)))
+    path = tmp_path_factory.mktemp("pretrain") / "store"
+    obs = pa.table({"source_row": rows})
+    with replacing_store(path) as folder:
+        start_store(folder, vocabulary)
+        shard = write_shard(folder, "00000", cells, cell_keys(0, rows), obs)
+        finish_store(folder, vocabulary, [shard], seed=0, qc={}, sources=[])
+    return path
+
+
+def small_config(*overrides: str) -> PretrainConfig:
+    base = [
+        "model.encoder_width=16",
+        "model.encoder_heads=2",
+        "model.encoder_ffn_width=32",
+        "model.decoder_width=16",
+        "model.decoder_ffn_width=32",
+        "workers=2",
+        "device=cpu",
+        "zero_stage=1",
+        "batch_cells=4",
+        "gradient_accumulation=2",
+        "max_seconds=null",
+        f"max_steps={STEPS}",
+        "schedule=constant",
+        "warmup_steps=2",
+        "eval_every_steps=4",
+        "eval_cells=null",
+        "checkpoint_every_steps=3",
+        "keep_checkpoints=3",
+        "validation_share=0.2",
+    ]
+    return load_config("tiny", [*base, *overrides])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_local: None, store: Path, tmp_path_factory: pytest.TempPathFactory) -> PretrainResult:
+    return pretrain(small_config(), store, tmp_path_factory.mktemp("run") / "undisturbed")
+
+
+def computed(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file without what the clock decides."""
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in history.read(path)]
+
+
+def test_a_run_leaves_metrics_and_a_model(undisturbed: PretrainResult) -> None:
+    lines = history.read(undisturbed.history)
+    steps, evaluations = history.steps(lines), history.evaluations(lines)
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    assert all(math.isfinite(line["loss"]) and line["cells_per_s"] > 0 for line in steps)
+    assert [line["step"] for line in evaluations] == [4, 8]
+    assert steps[-1]["cells"] == undisturbed.cells_seen == STEPS * 2 * 4 * 2
+    # 200 x 0.2 held out, by a hash of each cell.
+    assert 20 <= evaluations[0]["heldout_cells"] <= 60
+    assert undisturbed.heldout_loss == min(line["heldout_loss"] for line in evaluations)
+    assert undisturbed.gene_mean_loss < undisturbed.plain_gene_mean_loss
+
+    loaded = load_model(undisturbed.model_dir)
+    assert len(loaded.vocab_genes) == loaded.config.n_genes == GENES
+    assert loaded.info["heldout_loss"] == undisturbed.heldout_loss
+    assert loaded.info["config_hash"] == small_config().hash()
+    assert load_config(undisturbed.history.with_name("config.yaml")) == small_config()
+
+
+def test_resume_repeats_the_undisturbed_run_bit_for_bit(
+    undisturbed: PretrainResult, store: Path, tmp_path: Path
+) -> None:
+    """Of a machine that failed after step 3's checkpoint; what was logged later runs again."""
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed.history.parent, run)
+    shutil.rmtree(run / "model")
+    keep_first_checkpoint(run)
+    reports: list[tuple[str, int, int]] = []
+    resumed = pretrain(
+        small_config(), store, run, resume=True, progress=lambda *report: reports.append(report)
+    )
+    assert history.read(resumed.history)[:3] == history.read(undisturbed.history)[:3]
+    assert history.read(resumed.history)[3:] != history.read(undisturbed.history)[3:]
+    assert computed(resumed.history) == computed(undisturbed.history)
+    assert resumed.heldout_loss == undisturbed.heldout_loss
+    weights = [load_model(result.model_dir).info["weights_sha256"] for result in (undisturbed, resumed)]
+    assert weights[0] == weights[1]
+    assert reports[-1] == ("pretrain (steps)", STEPS, STEPS)
+
+
+def keep_first_checkpoint(run: Path) -> None:
+    """Make Ray Train forget all checkpoints of the run but the first, step 3's."""
+    snapshot = RunFiles(run).checkpoints / "checkpoint_manager_snapshot.json"
+    state = json.loads(snapshot.read_text())
+    first = state["checkpoint_results"][0]
+    assert first["metrics"] == {"step": 3}
+    state["checkpoint_results"] = [first]
+    state["checkpoint_report_indices"] = state["checkpoint_report_indices"][:1]
+    state["latest_checkpoint_result"] = first
+    snapshot.write_text(json.dumps(state))
+
+
+def test_a_diverging_run_stops_with_one_sentence(ray_local: None, store: Path, tmp_path: Path) -> None:
+    config = small_config("learning_rate=1e30", "warmup_steps=0", "clip=1e30", "zero_stage=0")
+    with pytest.raises(TrainingError, match=r"the loss became \S+ at step \d+: lower learning_rate"):
+        pretrain(config, store, tmp_path / "run")
+
+
+def test_an_unforeseen_error_leaves_its_traceback_in_a_file(tmp_path: Path) -> None:
+    from ray.train import WorkerGroupError
+
+    files = RunFiles(tmp_path)
+    failure = WorkerGroupError("Traceback: rank 1 of 2", {1: RuntimeError("no space left")})
+    sentence = str(as_sentence(failure, files))
+    assert str(files.failure) in sentence
+    assert "--resume" in sentence
+    assert "Traceback: rank 1 of 2" in files.failure.read_text()
+
+
+def test_a_store_too_small_for_the_ranks_is_refused_before_anything_starts(
+    store: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="too few for a batch of 500"):
+        pretrain(small_config("batch_cells=500"), store, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_not_overwritten(undisturbed: PretrainResult, store: Path) -> None:
+    run = undisturbed.history.parent
+    before = undisturbed.history.read_bytes()
+    with pytest.raises(TrainingError, match="--resume"):
+        pretrain(small_config(), store, run)
+    assert undisturbed.history.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("workers=3", "started with 2 workers"), ("learning_rate=0.5", "started with learning_rate")],
+)
+def test_resume_with_other_values_is_refused(
+    undisturbed: PretrainResult, store: Path, override: str, words: str
+) -> None:
+    with pytest.raises(TrainingError, match=words):
+        pretrain(small_config(override), store, undisturbed.history.parent, resume=True)
+
+
+def test_resume_of_nothing_is_refused(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"no config\.yaml to resume from"):
+        pretrain(small_config(), store, tmp_path / "never", resume=True)
+
+
+def test_more_workers_than_the_cluster_has_is_refused(ray_local: None, store: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="the cluster has 2 CPUs"):
+        pretrain(small_config("workers=3"), store, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
