@@ -60,7 +60,7 @@ def line_chart(curve: dict[str, Any]) -> str:
     if not points:
         return ""
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
-    y_high = max(y for _, y in points) * 1.08 or 1.0
+    y_high = _round_up(max(y for _, y in points))
     log_x = x_low > 0 and x_high / x_low > 8
 
     def x_of(x: float) -> float:
@@ -102,6 +102,14 @@ def _bar(row: dict[str, Any]) -> float | None:
     """The bar on a row's ratio, whichever side it bounds."""
     bar: float | None = next(iter(row["bar"].values())) if row["bar"] else None
     return bar
+
+
+def _round_up(value: float) -> float:
+    """The next of 1, 2, 4 and 8 times a power of ten, so that quarters of the axis have short names."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(step * power for step in (1, 2, 4, 8, 10) if step * power >= value)
 
 
 def _short(text: str, limit: int = 46) -> str:

@@ -13,7 +13,7 @@ import pytest
 from cellfoundry_bench.errors import BenchError
 from cellfoundry_bench.report import write_report
 from cellfoundry_bench.results import Curve, Row
-from cellfoundry_bench.svg import line_chart, ratio_chart
+from cellfoundry_bench.svg import _round_up, line_chart, ratio_chart
 
 ROWS = [
     Row("read <cells>", 87_000.0, "cells/s", "backed h5ad & co", 8_000.0, 10.9, (9.0, 12.0), 2.0).to_dict(),
@@ -34,7 +34,7 @@ def record(name: str) -> dict[str, Any]:
         "versions": {"torch": "2"},
         "machine": machine,
         "wall_s": 1.0,
-        "busy_cores_before_and_after": [0.1, None],
+        "busy_cores_before_and_after": [0.0, None],
         "rows": ROWS,
         "curves": [curve],
     }
@@ -55,6 +55,7 @@ def test_page_shows_every_folder_newest_first_and_needs_nothing_from_outside(
     page = write_report(results, tmp_path / "new" / "report.html").read_text()
     assert page.index("2026-01-02-cpu") < page.index("2026-01-01-cpu")
     assert "87,000" in page
+    assert "before and after: 0.0, unknown" in page
     assert "not measured" in page
     assert "no GPU" in page
     assert not re.search(r"(src|href)=|https?://|@import|url\(", page)
@@ -91,3 +92,10 @@ def test_missing_empty_and_foreign_folders_are_refused_in_one_sentence(tmp_path:
     with pytest.raises(BenchError, match="is not a benchmark result: it lacks summary"):
         write_report(tmp_path, out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "top"), [(0.0, 1.0), (14.2, 20.0), (81.0, 100.0), (8.0, 8.0), (0.03, 0.04)]
+)
+def test_axes_end_on_round_numbers(value: float, top: float) -> None:
+    assert _round_up(value) == pytest.approx(top)
