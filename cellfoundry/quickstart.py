@@ -6,19 +6,24 @@ second run skips finished stages and an interrupted one goes on.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from cellfoundry_training.config import PretrainConfig
+
 Progress = Callable[[str, int, int], None]
 
+STAGES = ("ingest", "pretrain", "export", "embed", "serve", "evaluate")
 PRESET = "tiny"
 WORKERS = 2
 ENDPOINT_CELLS = 256
@@ -29,8 +34,10 @@ SAME_CELL_BAR = 1e-4
 class _Run:
     """Folder of one quickstart and the record of its finished stages."""
 
-    def __init__(self, out: Path, key: str, fresh: bool) -> None:
+    def __init__(self, out: Path, donor: Path | None, config: PretrainConfig, fresh: bool) -> None:
         self.out = out
+        self.donor = donor
+        self.config = config
         self.source = out / "baron_pancreas_h1.h5ad"
         self.store = out / "store"
         self.run = out / "run"
@@ -39,17 +46,17 @@ class _Run:
         self.embedded = out / "baron_embedded.h5ad"
         self._record_file = out / "quickstart.json"
         self.record: dict[str, Any] = {}
+        self._key = _key(donor, config)
         if self._record_file.is_file() and not fresh:
             kept = json.loads(self._record_file.read_text("utf-8"))
-            self.record = kept["stages"] if kept.get("key") == key else {}
-        self._key = key
-        self.changed = False
+            self.record = kept["stages"] if kept.get("key") == self._key else {}
 
     def stage(self, name: str, work: Callable[[_Run, Progress], dict[str, Any]], progress: Progress) -> None:
-        """Run ``work`` unless this stage and all before it are on record; record what it returns and its seconds."""
-        if name in self.record and not self.changed:
+        """Run ``work`` unless the stage is on record; record what it returns and its seconds, forget later stages."""
+        if name in self.record:
             return
-        self.changed = True
+        kept = STAGES[: STAGES.index(name)]
+        self.record = {stage: self.record[stage] for stage in kept}
         started = time.monotonic()
         self.record[name] = {**work(self, progress), "seconds": time.monotonic() - started}
         temporary = self._record_file.with_suffix(".tmp")
@@ -57,18 +64,22 @@ class _Run:
         temporary.replace(self._record_file)
 
 
-def _key(config: Any) -> str:
-    """Changes whenever the version or the preset does, so that stale stages are not kept."""
+def _key(donor: Path | None, config: PretrainConfig) -> str:
+    """Changes whenever the version, the donor or the preset does, so that stale stages are not kept."""
     from cellfoundry import __version__
 
-    return hashlib.sha256(f"{__version__}\n{config.model_dump_json()}".encode()).hexdigest()
+    return hashlib.sha256(f"{__version__}\n{donor}\n{config.model_dump_json()}".encode()).hexdigest()
 
 
 def _ingest(run: _Run, progress: Progress) -> dict[str, Any]:
     from cellfoundry_data.bundled import baron_h5ad
     from cellfoundry_data.ingest import ingest
 
-    manifest = ingest([str(baron_h5ad(run.source))], str(run.store), progress=progress)
+    if run.donor is None:
+        baron_h5ad(run.source)
+    else:
+        shutil.copyfile(run.donor, run.source)
+    manifest = ingest([str(run.source)], str(run.store), progress=progress)
     read = sum(source["cells_read"] for source in manifest["sources"])
     arrays = [
         file["size"] for shard in manifest["shards"] for file in shard["files"] if "obs" not in file["path"]
@@ -84,12 +95,11 @@ def _ingest(run: _Run, progress: Progress) -> dict[str, Any]:
 
 
 def _pretrain(run: _Run, progress: Progress) -> dict[str, Any]:
-    from cellfoundry_training.config import load_config
     from cellfoundry_training.pretrain import pretrain
 
     # A run without a record was cut off: it starts over, since 90 s of training is cheaper than a stale checkpoint.
     shutil.rmtree(run.run, ignore_errors=True)
-    result = pretrain(load_config(PRESET, [f"workers={WORKERS}"]), run.store, run.run, progress=progress)
+    result = pretrain(run.config, run.store, run.run, progress=progress)
     return {
         "steps": result.steps,
         "cells_seen": result.cells_seen,
@@ -97,7 +107,7 @@ def _pretrain(run: _Run, progress: Progress) -> dict[str, Any]:
         "gene_mean_loss": result.gene_mean_loss,
         "plain_gene_mean_loss": result.plain_gene_mean_loss,
         "parameters": result.parameters,
-        "workers": WORKERS,
+        "workers": run.config.workers,
     }
 
 
@@ -134,16 +144,18 @@ def _serve(run: _Run, progress: Progress) -> dict[str, Any]:
     from cellfoundry_serving.endpoint.server import running
 
     embedded = anndata.read_h5ad(run.embedded)
-    rows = np.sort(np.random.default_rng(0).choice(embedded.n_obs, ENDPOINT_CELLS, replace=False))
-    progress("endpoint", 0, ENDPOINT_CELLS)
+    rows = np.sort(
+        np.random.default_rng(0).choice(embedded.n_obs, min(ENDPOINT_CELLS, embedded.n_obs), replace=False)
+    )
+    progress("endpoint", 0, len(rows))
     with running(run.model) as url:
         served = Client(url).embed(embedded[rows].copy())
-    progress("endpoint", ENDPOINT_CELLS, ENDPOINT_CELLS)
+    progress("endpoint", len(rows), len(rows))
     error = float(np.abs(served - embedded.obsm["X_cellfoundry"][rows]).max())
     return {
         "check": {
             "name": "endpoint through the client against the batch path",
-            "cells": ENDPOINT_CELLS,
+            "cells": len(rows),
             "error": error,
             "bar": SAME_CELL_BAR,
             "ok": error <= SAME_CELL_BAR,
@@ -193,32 +205,41 @@ def _report(run: _Run) -> Path:
     )
 
 
-def quickstart(out: Path | str, *, progress: Progress | None = None, fresh: bool = False) -> Path:
+def quickstart(
+    out: Path | str,
+    *,
+    donor: Path | None = None,
+    overrides: Sequence[str] = (),
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Path:
     """Run every stage that is not on record in ``out`` and write ``out/report.html``.
 
     Args:
-        out: folder to make; holds the donor's h5ad, the store, the run with its model, the ONNX export, the embedded
-            h5ad and the report.
-        progress: called as ``(label, done, total)``.
+        out: folder to make; holds the donor's h5ad, the store, the run with its model, the ONNX export, the
+            embedded h5ad and the report.
+        donor: h5ad of raw counts with obs column ``cell_type``; the bundled donor if None.
+        overrides: ``key=value`` changes to the ``tiny`` preset.
         fresh: forget finished stages.
+        progress: called as ``(label, done, total)``.
 
     Returns:
         Path of the report.
     """
+    from cellfoundry_data.ray_cluster import ray_cluster
     from cellfoundry_training.config import load_config
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     show = progress or (lambda label, done, total: None)
-    run = _Run(out, _key(load_config(PRESET, [])), fresh)
-    stages = {
-        "ingest": _ingest,
-        "pretrain": _pretrain,
-        "export": _export,
-        "embed": _embed,
-        "serve": _serve,
-        "evaluate": _evaluate,
-    }
-    for name, work in stages.items():
-        run.stage(name, work, show)
+    run = _Run(out, donor, load_config(PRESET, [f"workers={WORKERS}", *overrides]), fresh)
+    with contextlib.ExitStack() as stack:
+        if "pretrain" not in run.record:
+            stack.enter_context(ray_cluster(WORKERS))  # one start, 5 to 8 s, for both stages that need it
+        run.stage("ingest", _ingest, show)
+        run.stage("pretrain", _pretrain, show)
+    run.stage("export", _export, show)
+    run.stage("embed", _embed, show)
+    run.stage("serve", _serve, show)
+    run.stage("evaluate", _evaluate, show)
     return _report(run)

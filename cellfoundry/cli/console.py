@@ -71,7 +71,8 @@ class ProgressDisplay:
             self._printed[label] = now
             eta = f", eta {duration((total - done) / rate)}" if rate and done < total else ""
             pace = f" ({rate:,.1f}/s{eta})" if rate else ""
-            print(f"{label}: {done:,}/{total:,}{pace}", file=self._stream, flush=True)
+            of_total = f"/{total:,}" if total else ""
+            print(f"{label}: {done:,}{of_total}{pace}", file=self._stream, flush=True)
 
 
 def print_warnings_as_lines() -> None:

@@ -37,6 +37,7 @@ def mask_batch(
         replace_prob=config.replace_prob,
         random_prob=config.random_prob,
         read_depth_aware=config.read_depth_aware,
+        mask_token_id=config.architecture(n_genes).mask_token_id,
     )
 
 

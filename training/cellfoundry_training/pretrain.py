@@ -6,7 +6,6 @@ costs at most ``checkpoint_every_steps`` steps.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellfoundry_data.errors import DataError
+from cellfoundry_data.ray_cluster import ray_cluster
 from cellfoundry_data.store import Store, open_store
 from cellfoundry_model.checkpoint import load_model
 from cellfoundry_model.errors import ModelError
@@ -23,11 +23,11 @@ from cellfoundry_training import history
 from cellfoundry_training.config import PretrainConfig, load_config
 from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.files import RunFiles
+from cellfoundry_training.schedule import budget_share
 from cellfoundry_training.splits import heldout_cells, train_cells
 
 Progress = Callable[[str, int, int], None]
 PROGRESS_EVERY_S = 0.5
-OBJECT_STORE_BYTES = 300 * 2**20
 # What a resumed run may change: how long it goes on and what it keeps, not what the steps compute.
 FREE_ON_RESUME = {
     "max_steps",
@@ -90,7 +90,7 @@ def pretrain(
     store_path, files = Path(store).resolve(), RunFiles(Path(run_dir).resolve())
     _check_store(open_store(store_path), config)
     _check_run(config, files, resume)
-    with _ray_cluster(config.workers):
+    with ray_cluster(config.workers):
         device = _choose_device(config)
         files.folder.mkdir(parents=True, exist_ok=True)
         config.write(files.config)
@@ -127,31 +127,6 @@ def _check_run(config: PretrainConfig, files: RunFiles, resume: bool) -> None:
                 f"run {files.folder} was started with {name} {getattr(before, name)!r}, not {getattr(config, name)!r}: "
                 "resume with the same value, or start another --run"
             )
-
-
-@contextmanager
-def _ray_cluster(workers: int) -> Iterator[None]:
-    """The cluster this process already uses, or a local one for the time being."""
-    # Ray would otherwise write a token into the home directory; a local cluster listens on loopback only.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(
-        address="local",
-        num_cpus=max(2, workers),
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _choose_device(config: PretrainConfig) -> str:
@@ -250,18 +225,17 @@ def _following(metrics: Path, config: PretrainConfig, progress: Progress | None)
 
 
 def _follow(metrics: Path, config: PretrainConfig, progress: Progress, finished: threading.Event) -> None:
-    total = config.max_steps or round(config.max_seconds or 0)
-    label = "pretrain (steps)" if config.max_steps else "pretrain (seconds)"
-    progress(label, 0, total)
+    label = "pretrain (steps)"
+    progress(label, 0, config.max_steps or 0)
     reported = 0
     while True:
         last_look = finished.wait(PROGRESS_EVERY_S)
-        step = history.last_step(metrics)
-        if step is not None:
-            done = min(total, step["step"] if config.max_steps else int(step["seconds"]))
-            if done != reported:
-                progress(label, done, total)
-                reported = done
+        record = history.last_step(metrics)
+        if record is not None and record["step"] != reported:
+            step = reported = record["step"]
+            # A budget of seconds says how many steps it holds by how far the ones so far have come.
+            share = budget_share(config, step, record["seconds"])
+            progress(label, step, max(step, round(step / share)))
         if last_look:
             return
 

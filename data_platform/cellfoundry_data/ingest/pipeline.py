@@ -18,9 +18,10 @@ import pyarrow as pa
 
 from cellfoundry_data import vocabulary
 from cellfoundry_data.errors import DataError
-from cellfoundry_data.ingest.cluster import map_items, ray_cluster
+from cellfoundry_data.ingest.jobs import map_items, silent_ray_data
 from cellfoundry_data.ingest.obs_columns import common_schema, dictionary_encoded, source_obs
 from cellfoundry_data.ingest.spill import SourceTask, as_batch, read_bucket, spill_source
+from cellfoundry_data.ray_cluster import ray_cluster
 from cellfoundry_data.source_cells import SourceCells
 from cellfoundry_data.store.replace import refuse_foreign_folder, replacing_store
 from cellfoundry_data.store.writer import finish_store, start_store, write_shard
@@ -72,7 +73,7 @@ def ingest(
     total_cells = sum(source.n_cells for source in opened)
     schema = common_schema(source.schema for source in opened)
 
-    with replacing_store(store) as folder, ray_cluster():
+    with replacing_store(store) as folder, ray_cluster(), silent_ray_data():
         start_store(folder, genes)
         spilled = folder / "spill" / "sorted"
         spilled.mkdir(parents=True)

@@ -1,44 +1,15 @@
-"""Running one function over many items as a Ray Data job, on the caller's cluster or a local one."""
+"""Running one function over many items as a Ray Data job that prints nothing of its own."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from cellfoundry_data.errors import DataError
-
-OBJECT_STORE_BYTES = 200 * 2**20
-"""Only reports travel through the object store; cells go from task to task in files."""
-
-
-@contextmanager
-def ray_cluster() -> Iterator[None]:
-    """The cluster this process already uses, or a local one until the block ends; Ray Data stays silent."""
-    # Ray would otherwise write a token into the home directory; a local cluster listens on loopback only.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    started_here = not ray.is_initialized()
-    if started_here:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-    try:
-        with _silent_ray_data():
-            yield
-    finally:
-        if started_here:
-            ray.shutdown()
 
 
 def map_items(function: Callable[[Any], dict[str, Any]], items: Sequence[Any]) -> Iterator[dict[str, Any]]:
@@ -64,7 +35,7 @@ def map_items(function: Callable[[Any], dict[str, Any]], items: Sequence[Any]) -
 
 
 @contextmanager
-def _silent_ray_data() -> Iterator[None]:
+def silent_ray_data() -> Iterator[None]:
     """No bars and no log lines of Ray Data's own: the caller shows progress. Both settings come back after."""
     from ray.data import DataContext
 
