@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +73,11 @@ def pca_of_counts(counts: sparse.csr_matrix, components: int = 50) -> npt.NDArra
 
 def umap_coordinates(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """UMAP of standardised features, float32, (cells, 2), seed 0."""
-    from umap import UMAP
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", ImportWarning
+        )  # umap says that its optional TensorFlow part is not there
+        from umap import UMAP
 
     # One job, since a seeded UMAP is single-threaded and warns when asked for more.
     return UMAP(n_components=2, random_state=0, n_jobs=1).fit_transform(

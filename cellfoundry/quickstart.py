@@ -148,8 +148,8 @@ def _serve(run: _Run, progress: Progress) -> dict[str, Any]:
         np.random.default_rng(0).choice(embedded.n_obs, min(ENDPOINT_CELLS, embedded.n_obs), replace=False)
     )
     progress("endpoint", 0, len(rows))
-    with running(run.model) as url:
-        served = Client(url).embed(embedded[rows].copy())
+    with running(run.model) as url, Client(url) as client:
+        served = client.embed(embedded[rows].copy())
     progress("endpoint", len(rows), len(rows))
     error = float(np.abs(served - embedded.obsm["X_cellfoundry"][rows]).max())
     return {

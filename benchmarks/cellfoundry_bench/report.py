@@ -9,7 +9,6 @@ from typing import Any
 
 from cellfoundry_bench.atomic import write_text
 from cellfoundry_bench.errors import BenchError
-from cellfoundry_bench.svg import line_chart, ratio_chart
 
 REQUIRED = ("name", "summary", "command", "date", "commit", "versions", "machine", "wall_s", "rows", "curves")
 
@@ -21,6 +20,8 @@ def write_report(results_dir: Path | str, out_html: Path | str) -> Path:
         BenchError: the folder is missing or holds no result, or a file in it is no result.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from cellfoundry_bench.figures import line_chart, ratio_chart
 
     results, out = Path(results_dir), Path(out_html)
     if not results.is_dir():

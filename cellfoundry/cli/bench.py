@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from cellfoundry.cli.console import ProgressDisplay
+
 app = typer.Typer(help="Measure this machine against peers on the same work.", no_args_is_help=True)
 
 
@@ -21,12 +23,17 @@ def list_suites() -> None:
 @app.command()
 def run(
     names: list[str] = typer.Argument(..., metavar="NAME...", help="Suites to run, see `bench list`."),
-    out: Path = typer.Option(Path("benchmarks/results/local"), help="Folder for one JSON file a suite."),
+    out: Path | None = typer.Option(
+        None, help="Folder for one JSON file a suite. Default: benchmarks/results/DATE-PROCESSOR."
+    ),
 ) -> None:
     """Run suites and write their results."""
+    from cellfoundry_bench.runner import default_folder
     from cellfoundry_bench.runner import run as run_suites
 
-    for path in run_suites(names, out):
+    with ProgressDisplay() as progress:
+        paths = run_suites(names, out or default_folder(), progress=progress)
+    for path in paths:
         typer.echo(str(path))
 
 

@@ -1,57 +1,20 @@
-"""Plots of the quickstart report: inline SVG whose text takes the page's colour, so that both themes stay readable."""
+"""Plots of the quickstart report."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
 
-matplotlib.use("Agg")
-from matplotlib.figure import Figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-# Placeholder colour that becomes `currentColor` in the SVG: black or white by theme.
-INK = "#010203"
-ACCENT, SECOND = "#3b82f6", "#f59e0b"
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "svg.hashsalt": "cellfoundry",
-}
-
-
-def svg(figure: Figure) -> str:
-    """The figure as an inline ``<svg>`` element with transparent background and theme-following ink."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :].replace(INK, "currentColor")
-
-
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height))
-    return figure, figure.add_subplot()
+from cellfoundry_bench.figures import ACCENT, SECOND, STYLE, new_axes, svg
 
 
 def loss_curve(steps: list[dict[str, float]], evaluations: list[dict[str, float]]) -> str:
     """Training loss a step, held-out loss, and the two gene-mean baselines, over optimizer steps."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(7.0, 3.4)
+        figure, axes = new_axes(7.0, 3.4)
         axes.plot(
             [line["step"] for line in steps],
             [line["loss"] for line in steps],
@@ -81,7 +44,7 @@ def loss_curve(steps: list[dict[str, float]], evaluations: list[dict[str, float]
 def umap_scatter(points: npt.NDArray[np.float32], labels: Sequence[str]) -> str:
     """UMAP coordinates, (cells, 2), coloured by cell type; the legend lists types by frequency."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(7.0, 5.0)
+        figure, axes = new_axes(7.0, 5.0)
         names, counts = np.unique(np.asarray(labels), return_counts=True)
         palette = matplotlib.colormaps["tab20"]
         for rank, index in enumerate(np.argsort(-counts)):
@@ -105,7 +68,7 @@ def umap_scatter(points: npt.NDArray[np.float32], labels: Sequence[str]) -> str:
 def horizontal_bars(names: Sequence[str], values: Sequence[float], unit: str) -> str:
     """One bar a name, top to bottom, with the value written at its end."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(6.4, 0.42 * len(names) + 0.8)
+        figure, axes = new_axes(6.4, 0.42 * len(names) + 0.8)
         rows = np.arange(len(names))
         axes.barh(rows, values, height=0.62, color=ACCENT)
         for row, value in enumerate(values):

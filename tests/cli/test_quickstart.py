@@ -12,7 +12,7 @@ import pytest
 
 from cellfoundry.quickstart import quickstart
 
-CELLS = 240
+CELLS = 120
 SHORT = ["max_steps=3", "eval_cells=8", "eval_every_steps=2"]
 
 

@@ -7,11 +7,7 @@ so ingest is timed by the wall clock.
 from __future__ import annotations
 
 import functools
-import logging
-import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import anndata
@@ -22,11 +18,11 @@ from cellfoundry_bench.results import Row, SuiteResult
 from cellfoundry_data.bundled import baron_h5ad
 from cellfoundry_data.ingest import ingest
 from cellfoundry_data.loader import ShardDataset
+from cellfoundry_data.ray_cluster import ray_cluster
 from cellfoundry_data.store import open_store
 
 BATCH_CELLS = 128
 EPOCHS = 5  # a round, so that the faster side lasts long enough to be timed
-OBJECT_STORE_BYTES = 300 * 2**20
 
 
 def run() -> SuiteResult:
@@ -39,7 +35,7 @@ def run() -> SuiteResult:
 def ingest_row(source: Path, store: Path) -> Row:
     """Cells per second of a whole ingest into ``store``, Ray already running."""
     work = functools.partial(ingest, [str(source)], str(store))
-    with _ray():
+    with ray_cluster():
         work()
         taken = seconds(work)
     cells = open_store(store).n_cells
@@ -87,27 +83,3 @@ def size_row(source: Path, store: Path) -> Row:
     theirs = gzipped.stat().st_size / donor.X.nnz
     note = "real cells, obs, gene names and manifest included"
     return Row("bytes per non-zero", ours, "bytes", "h5ad, gzip", theirs, theirs / ours, note=note)
-
-
-@contextmanager
-def _ray() -> Iterator[None]:
-    """The Ray cluster of this process, or a local one for the time of the measurement."""
-    # Read when ray is imported: no token file in the home directory, no usage report.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
