@@ -34,6 +34,7 @@ clean:
 
 # The lock pins everything, so it serves as constraints: each target installs what it needs and no more.
 .venv/base.stamp: .venv/bin/python requirements.lock pyproject.toml
+	@echo "Installing into .venv: about 3 GB, a few minutes the first time"
 	$(PIP) install --quiet --constraint requirements.lock --editable .
 	touch $@
 
