@@ -64,6 +64,7 @@ def small_config(*overrides: str) -> PretrainConfig:
         "max_seconds=null",
         f"max_steps={STEPS}",
         "schedule=constant",
+        "learning_rate=0.01",
         "warmup_steps=2",
         "eval_every_steps=4",
         "eval_cells=null",

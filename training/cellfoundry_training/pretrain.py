@@ -147,6 +147,8 @@ def _choose_device(config: PretrainConfig) -> str:
 
 def _fit(config: PretrainConfig, device: str, store: Path, files: RunFiles) -> None:
     """Run the ranks and turn their failure into one sentence."""
+    # On a busy machine ranks need more than Ray's 60 s to import torch, and Ray would start them over and over.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
