@@ -17,7 +17,7 @@ from .batch import CellBatch
 from .errors import DataError
 from .readers import CountsSource, open_source
 from .readers.memory import AnnDataSource
-from .vocabulary import GeneAlignment, Vocabulary, align
+from .vocabulary import GeneAlignment, Vocabulary, align, find_genes
 
 Values = Literal["counts", "normalized"]
 
@@ -107,6 +107,11 @@ class SourceCells:
                 f"{source.path}: its last column is gene {source.gene_names[-1]}, but with --pre-normalized "
                 "A it must hold the total counts."
             )
+        if (find_genes([source.corner], self._vocab) >= 0).all():
+            raise DataError(
+                f"{source.path}: its first column is gene {source.corner}, but a table's first column holds the "
+                "cell names; write the table with its row names."
+            )
         try:
             return align(
                 source.gene_names[:n_genes],
@@ -114,7 +119,16 @@ class SourceCells:
                 [names[:n_genes] for names in source.alternative_names],
             )
         except DataError as error:
-            raise DataError(f"{source.path}: {error}") from error
+            hint = self._transposed_hint()
+            raise DataError(f"{source.path}: {str(error).removesuffix('.')}{hint}.") from error
+
+    def _transposed_hint(self) -> str:
+        """What to add to the message of a matrix without a known gene among its columns."""
+        first_rows = self.obs_names[:1000]
+        genes = first_rows[find_genes(first_rows.tolist(), self._vocab) >= 0]
+        if not len(genes):
+            return ""
+        return f"; its rows are named after genes ({', '.join(genes[:3])}), so transpose it to cells x genes"
 
     def _check_values(self, first_row: int, block: sp.csr_matrix) -> None:
         name, values = self._source.name, block.data
@@ -133,8 +147,8 @@ class SourceCells:
                 row, gene = self._locate(first_row, block, entry)
                 raise DataError(
                     f"{name}: the values look already normalised (row {row}, gene {gene} = "
-                    f"{values[entry]:g}); pass --pre-normalized T if they are log-normalised, or choose a "
-                    "layer of raw counts."
+                    f"{values[entry]:g}); give raw counts (--layer names another matrix of the file), or embed "
+                    "log-normalised values with --pre-normalized T."
                 )
 
     def _check_totals(self, first_row: int, totals: npt.NDArray[np.float64]) -> None:

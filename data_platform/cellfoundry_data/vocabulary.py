@@ -126,14 +126,13 @@ def align(
 ) -> GeneAlignment:
     """Find each gene column in the vocabulary.
 
-    A name is looked up as it stands, then as an Ensembl gene id (version suffix ignored) through the shipped
-    table. ``alternatives`` are other lists of names for the same columns (ids beside symbols); the list that
-    finds most vocabulary genes wins, the first of equals.
+    Each name is looked up by ``find_genes``. ``alternatives`` are other lists of names for the same columns
+    (ids beside symbols); the list that finds most vocabulary genes wins, the first of equals.
 
     Raises:
         DataError: no column is a gene of the vocabulary.
     """
-    best = max((_lookup(column, vocab) for column in (names, *(alternatives or ()))), key=_distinct)
+    best = max((find_genes(column, vocab) for column in (names, *(alternatives or ()))), key=_distinct)
     matched = int((best >= 0).sum())
     if not matched:
         ours, theirs = ", ".join(vocab.genes[:3]), ", ".join(names[:3])
@@ -144,18 +143,22 @@ def align(
     return GeneAlignment(best, matched, matched - _distinct(best), len(best) - matched)
 
 
-def _lookup(names: Sequence[str], vocab: Vocabulary) -> npt.NDArray[np.int32]:
+def find_genes(names: Sequence[str], vocab: Vocabulary) -> npt.NDArray[np.int32]:
+    """Position of each name in the vocabulary, int32, (names,); -1 where it has none.
+
+    A name is looked up as it stands, then as an Ensembl gene id without its version suffix, then as the symbol
+    that the shipped table gives for that id.
+    """
     symbol_of = _ensembl_symbols()
     position_of = vocab.index
     found = np.full(len(names), -1, np.int32)
     for column, name in enumerate(names):
-        position = position_of.get(name)
-        if position is None:
-            versioned = _ENSEMBL_ID.fullmatch(name)
-            gene_id = versioned[1] if versioned else name
-            position = position_of.get(symbol_of.get(gene_id, gene_id))
-        if position is not None:
-            found[column] = position
+        versioned = _ENSEMBL_ID.fullmatch(name)
+        gene_id = versioned[1] if versioned else name
+        for form in (name, gene_id, symbol_of.get(gene_id, "")):
+            if form in position_of:
+                found[column] = position_of[form]
+                break
     return found
 
 

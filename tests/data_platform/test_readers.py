@@ -361,6 +361,19 @@ def test_damaged_sparse_arrays(
     assert says in message(path)
 
 
+def test_damaged_column_indices_of_npz(tmp_path: Path) -> None:
+    matrix = sp.csc_matrix(counts())
+    matrix.indices[3] = 10**6
+    sp.save_npz(tmp_path / "a.npz", matrix)
+    assert f"a column index is {10**6}" in message(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("form", [sp.csc_matrix, sp.coo_matrix, sp.bsr_matrix, sp.csr_array])
+def test_every_form_of_npz(form: type, tmp_path: Path) -> None:
+    sp.save_npz(tmp_path / "a.npz", form(counts()))
+    assert (whole(open_source(tmp_path / "a.npz")) != counts()).nnz == 0
+
+
 def test_h5ad_without_its_parts(tmp_path: Path) -> None:
     path = write_h5ad(tmp_path)
     with h5py.File(path, "a") as file:

@@ -144,8 +144,9 @@ def test_repeated_genes_are_summed_with_one_warning() -> None:
         (-np.inf, "kang.h5ad: row 12 (cell12), gene CD3D has the value -inf; counts cannot be negative."),
         (
             1.37,
-            "kang.h5ad: the values look already normalised (row 12 (cell12), gene CD3D = 1.37); pass "
-            "--pre-normalized T if they are log-normalised, or choose a layer of raw counts.",
+            "kang.h5ad: the values look already normalised (row 12 (cell12), gene CD3D = 1.37); give "
+            "raw counts (--layer names another matrix of the file), or embed log-normalised values with "
+            "--pre-normalized T.",
         ),
     ],
 )
@@ -178,6 +179,21 @@ def test_no_common_gene_names_the_file(tmp_path: Path) -> None:
     make([[1, 2]], ["gene1", "gene2"]).write_h5ad(tmp_path / "x.h5ad")
     with pytest.raises(DataError, match=r"x\.h5ad: 0 of 2 gene columns match"):
         SourceCells(tmp_path / "x.h5ad", VOCAB)
+
+
+@pytest.mark.parametrize("corner", ["CD3D", "ENSG00000167286"])
+def test_a_table_without_cell_names_is_refused(corner: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(f"{corner},LYZ,NKG7\n5,1,2\n6,3,4\n")
+    with pytest.raises(DataError, match=rf"x\.csv: its first column is gene {corner}, .* with its row names"):
+        SourceCells(tmp_path / "x.csv", VOCAB)
+
+
+def test_a_transposed_matrix_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(",cell0,cell1\nLYZ,1,2\nCD3D,0,5\n")
+    with pytest.raises(
+        DataError, match=r"0 of 2 gene columns .* named after genes \(LYZ, CD3D\), so transpose"
+    ):
+        SourceCells(tmp_path / "x.csv", VOCAB)
 
 
 def test_empty_anndata() -> None:

@@ -92,6 +92,11 @@ def test_symbols_ids_and_versions_find_the_same_gene() -> None:
     assert (alignment.matched, alignment.duplicates, alignment.dropped, alignment.genes) == (3, 2, 2, 1)
 
 
+def test_a_vocabulary_of_ensembl_ids_takes_versioned_ids() -> None:
+    vocab = Vocabulary(("ENSG00000156738", "ENSG00000167286"))
+    assert align(["ENSG00000167286.10", "ENSG00000156738"], vocab).column_to_gene.tolist() == [1, 0]
+
+
 def test_symbols_with_a_dot_are_kept_whole() -> None:
     assert align(["RP11-34P13.7", "x"], Vocabulary(("RP11-34P13", "RP11-34P13.7"))).column_to_gene[0] == 1
 

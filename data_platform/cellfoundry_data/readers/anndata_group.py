@@ -58,10 +58,9 @@ class AnnDataGroupSource(CountsSource):
 def name_columns(var: pd.DataFrame) -> list[list[str]]:
     """The text columns of var: any of them may hold the genes' ids or symbols."""
     return [
-        var[column].astype(str).tolist()
-        for column in var.columns
-        if isinstance(var[column].dtype, pd.CategoricalDtype)
-        or pd.api.types.is_string_dtype(var[column].dtype)
+        column.astype(str).tolist()
+        for _, column in var.items()
+        if isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(column.dtype)
     ]
 
 

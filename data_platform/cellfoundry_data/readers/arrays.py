@@ -52,8 +52,10 @@ class NpzSource(CountsSource):
         """Yield (first row, float32 CSR) in row order."""
         with reading(self.path, self.kind), Path(self.path).open("rb") as file:
             stored = sp.load_npz(file)
-            if stored.format != "csr":
-                stored = sp.csr_matrix(stored)
-            matrix = checked_csr(stored.data, stored.indices, stored.indptr, self.n_columns)
+            if stored.format == "csc":
+                matrix = checked_csr(stored.data, stored.indices, stored.indptr, self.n_cells).T.tocsr()
+            else:
+                stored = stored if stored.format == "csr" else stored.tocoo().tocsr()
+                matrix = checked_csr(stored.data, stored.indices, stored.indptr, self.n_columns)
         for start, stop in row_ranges(self.n_cells, block_cells):
             yield start, matrix[start:stop]

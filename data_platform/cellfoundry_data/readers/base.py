@@ -25,6 +25,7 @@ class CountsSource(ABC):
         obs_names: str, (cells,).
         obs: one row a cell, indexed by ``obs_names``; categorical columns stay categorical.
         n_columns: columns of the matrix.
+        corner: what a table's first line calls the column of cell names; "" for other formats.
         in_vocabulary_columns: the columns have no names and are taken as the vocabulary's genes in order.
 
     Raises DataError where there is no cell or no column.
@@ -38,10 +39,12 @@ class CountsSource(ABC):
         gene_names: Sequence[str] = (),
         alternative_names: Iterable[Sequence[str]] = (),
         n_columns: int | None = None,
+        corner: str = "",
     ) -> None:
         self.path = path
         self.gene_names = list(gene_names)
         self.alternative_names = [list(names) for names in alternative_names]
+        self.corner = corner
         self.obs = obs
         self.obs_names: npt.NDArray[np.str_] = obs.index.to_numpy(dtype=str)
         self.in_vocabulary_columns = n_columns is not None

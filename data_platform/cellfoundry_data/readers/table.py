@@ -37,12 +37,12 @@ class TableSource(CountsSource):
             first = next(lines, "")
             fields = len(next(csv.reader([first], delimiter=self._delimiter), []))
             cells = [self._split(line)[0] for line in (first, *lines) if line.strip()] if first else []
-        genes = header if fields == len(header) + 1 else header[1:]
+        corner, genes = ("", header) if fields == len(header) + 1 else ("".join(header[:1]), header[1:])
         if cells and not genes:
             raise DataError(
                 f"{path}: its first line names no genes; fields must be separated by {self._delimiter!r}."
             )
-        super().__init__(path, obs=named_cells(cells), gene_names=genes)
+        super().__init__(path, obs=named_cells(cells), gene_names=genes, corner=corner)
 
     @contextmanager
     def _lines(self, path: str) -> Iterator[Iterator[str]]:
