@@ -40,7 +40,7 @@ class StoreCells:
                 "the model's vocab.tsv, or embed the sources themselves."
             )
         self.n_cells = self._store.n_cells
-        self.obs: pd.DataFrame = self._store.obs.to_pandas().set_index(OBS_CELL_NAME)
+        self.obs: pd.DataFrame = self._store.obs_frame().set_index(OBS_CELL_NAME)
         self.obs.index = self.obs.index.astype(str)
 
     def blocks(self, block_cells: int) -> Iterator[tuple[CellBatch, None]]:

@@ -43,7 +43,15 @@ def make_store() -> MakeStore:
     many.
     """
 
-    def make(path: Path, cells: CellBatch, *, shards: int = 3, chunk_nnz: int = 400, seed: int = 0) -> Path:
+    def make(
+        path: Path,
+        cells: CellBatch,
+        *,
+        shards: int = 3,
+        chunk_nnz: int = 400,
+        seed: int = 0,
+        more_obs: dict[str, pa.Array] | None = None,
+    ) -> Path:
         vocabulary = Vocabulary(tuple(f"GENE{number}" for number in range(N_GENES)))
         keys = cell_keys(0, np.arange(len(cells)))
         tissue = np.array(["pancreas", "blood", None], object)[np.arange(len(cells)) % 3]
@@ -53,6 +61,7 @@ def make_store() -> MakeStore:
                 "source_row": np.arange(len(cells)),
                 "cell_name": [f"cell{row}" for row in range(len(cells))],
                 "tissue": pa.array(tissue).dictionary_encode(),
+                **(more_obs or {}),
             }
         )
         with replacing_store(path) as folder:

@@ -7,6 +7,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import scipy.sparse as sp
 
@@ -78,3 +79,34 @@ def test_a_failed_export_leaves_nothing(store: Path, tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             export(store, tmp_path / f"cells{suffix}", progress=interrupt)
     assert not list(tmp_path.iterdir())
+
+
+def test_obs_that_pandas_or_anndata_would_trip_over(tmp_path: Path, make_store: MakeStore) -> None:
+    obs = {
+        "primary": pa.array([True, None, False]),
+        "cell": pa.array(["x", "y", None]).dictionary_encode(),
+        "age": pa.array([1, None, 3]),
+    }
+    store = make_store(tmp_path / "store", random_cells(3, seed=1), shards=1, more_obs=obs)
+    for suffix in (".h5ad", ".zarr"):
+        export(store, tmp_path / f"cells{suffix}")
+        read = anndata.read_h5ad if suffix == ".h5ad" else anndata.read_zarr
+        exported = read(tmp_path / f"cells{suffix}").obs
+        assert exported["primary"].isna().tolist() == [False, True, False]
+        assert exported["primary"].dropna().tolist() == [True, False]
+        assert exported["age"].dropna().tolist() == [1, 3]
+    export(store, tmp_path / "cells.parquet")
+    table = pd.read_parquet(tmp_path / "cells.obs.parquet")
+    assert table["cell"].tolist() == ["cell0", "cell1", "cell2"]
+    assert table["cell_"].dropna().tolist() == ["x", "y"]
+
+
+def test_a_folder_of_something_else_is_never_replaced(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.zarr").mkdir()
+    (tmp_path / "thesis.zarr" / "chapter.txt").write_text("text")
+    itself = tmp_path / "store.zarr"
+    itself.symlink_to(store)
+    for out in (tmp_path / "thesis.zarr", itself):
+        with pytest.raises(DataError, match=r"is a folder and no AnnData \.zarr, so it is not replaced"):
+            export(store, out)
+    assert (tmp_path / "thesis.zarr" / "chapter.txt").is_file()

@@ -26,11 +26,13 @@ def export(store: str | Path, out: str | Path, progress: Progress | None = None)
     """Write the store's cells, in its order, to ``out``; one block of cells is in memory at a time.
 
     ``.h5ad`` and ``.zarr`` are AnnData (CSR float32 counts, obs, gene names). ``.parquet`` is one line an
-    entry (cell, gene, count) with the obs beside it in ``<name>.obs.parquet``. Cells are called by their
+    entry (cell, gene, count) with the obs beside it in ``<name>.obs.parquet`` (its ``cell`` is that of the
+    entries; a column of that name gets trailing underscores). Cells are called by their
     names in the sources; where those repeat, every name gets ``-`` and the cell's row in the store.
 
     Raises:
-        DataError: another suffix, a folder that is missing, or a damaged store.
+        DataError: another suffix, a folder that is missing, a folder in the way that is no AnnData .zarr, or
+            a damaged store.
     """
     out = Path(out)
     writers = {".h5ad": _write_h5ad, ".zarr": _write_zarr, ".parquet": _write_parquet}
@@ -38,6 +40,10 @@ def export(store: str | Path, out: str | Path, progress: Progress | None = None)
         raise DataError(f"cannot export to {out}: its suffix must be one of {', '.join(writers)}.")
     if not out.parent.is_dir():
         raise DataError(f"cannot export to {out}: the folder {out.parent} does not exist.")
+    if out.is_dir() and not (out.suffix == ".zarr" and _is_anndata_zarr(out)):
+        raise DataError(
+            f"{out} is a folder and no AnnData .zarr, so it is not replaced: choose another name."
+        )
     opened = open_store(store)
     temporary = out.with_name(f".{out.stem}.partial{out.suffix}")
     _remove(temporary)
@@ -96,7 +102,7 @@ def _write_anndata(
     indptr = create_array(group, name="indptr", shape=(store.n_cells + 1,), dtype="int64")
     indptr[:] = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
 
-    obs = store.obs.to_pandas().set_index(pd.Index(_cell_names(store), dtype=object))
+    obs = store.obs_frame().set_index(pd.Index(_cell_names(store), dtype=object))
     write_elem(root, "obs", obs)
     write_elem(root, "var", pd.DataFrame(index=pd.Index(store.vocabulary.genes, dtype=object)))
     for empty in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
@@ -118,7 +124,13 @@ def _write_parquet(store: Store, out: Path, progress: Progress | None) -> None:
                 pa.array(cells.counts.astype(np.uint32)),
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-    pq.write_table(store.obs.add_column(0, "cell", names), _obs_file(out), compression="zstd")
+    obs = store.obs
+    if "cell" in obs.column_names:
+        free = "cell_"
+        while free in obs.column_names:
+            free += "_"
+        obs = obs.rename_columns({"cell": free})
+    pq.write_table(obs.add_column(0, "cell", names), _obs_file(out), compression="zstd")
 
 
 def _blocks(store: Store, progress: Progress | None) -> Iterator[CellBatch]:
@@ -135,6 +147,11 @@ def _cell_names(store: Store) -> list[str]:
     if len(set(names)) == len(names):
         return names
     return [f"{name}-{row}" for row, name in enumerate(names)]
+
+
+def _is_anndata_zarr(folder: Path) -> bool:
+    """Whether a folder is an AnnData .zarr of either Zarr format; a CellFoundry store is not."""
+    return any((folder / "obs" / name).is_file() for name in (".zgroup", "zarr.json"))
 
 
 def _obs_file(out: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -133,6 +134,14 @@ class Store:
         listed = self.manifest["shards"][shard]
         (entry,) = (file for file in file_entries(listed["files"]) if file.path.startswith(f"{OBS}/"))
         return pq.read_table(pa.BufferReader(entry.read_checked(self.path, f"shard {listed['name']}")))
+
+    def obs_frame(self) -> pd.DataFrame:
+        """``obs`` as pandas, (cells,); a boolean column with gaps is nullable, which AnnData can write."""
+        frame = self.obs.to_pandas()
+        for field in self.obs.schema:
+            if pa.types.is_boolean(field.type) and self.obs[field.name].null_count:
+                frame[field.name] = frame[field.name].astype("boolean")
+        return frame
 
     def shard(self, index: int) -> Shard:
         """The shard number ``index``."""
