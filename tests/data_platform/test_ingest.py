@@ -21,10 +21,10 @@ import pytest
 import scipy.sparse as sp
 
 from cellfoundry_data.errors import DataError
-from cellfoundry_data.ingest import ingest
+from cellfoundry_data.ingest import ingest, pipeline, spill
 from cellfoundry_data.ingest.obs_columns import common_schema, conform, dictionary_encoded, source_obs
 from cellfoundry_data.store import open_store, verify
-from cellfoundry_data.vocabulary import Vocabulary
+from cellfoundry_data.vocabulary import Vocabulary, load
 
 GENES = [f"GENE{number}" for number in range(400)]
 
@@ -92,7 +92,7 @@ def test_baron_is_stored_exactly(baron_h5ad: Path, tmp_path: Path) -> None:
     assert abs(np.corrcoef(rows, np.arange(len(rows)))[0, 1]) < 0.1
 
     (source,) = manifest["sources"]
-    assert (source["cells_read"], source["cells"]) == (1937, 1937)
+    assert (source["cells_read"], source["cells"], source["nnz"]) == (1937, 1937, expected.nnz)
     assert source["genes"] == len(columns)
     assert source["share_of_counts_kept"] == pytest.approx(expected.sum() / adata.X.sum())
     assert manifest == store.manifest
@@ -154,10 +154,13 @@ def test_two_sources_are_shuffled_together_the_same_with_one_worker_or_two(
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_a_worker_error_keeps_the_old_store_and_its_sentence(tmp_path: Path, vocabulary: str) -> None:
+def test_a_worker_error_keeps_the_old_store_and_its_sentence(
+    tmp_path: Path, vocabulary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     good = write_h5ad(tmp_path / "good.h5ad", random_counts(50, 400, seed=1), GENES, {})
     store = tmp_path / "store"
-    manifest = ingest([good], store, vocab=vocabulary, min_genes=1)
+    monkeypatch.chdir(tmp_path)  # where no worker of the running cluster stands
+    manifest = ingest(["good.h5ad"], store, vocab=vocabulary, min_genes=1)
     from ray.data import DataContext
 
     bars = DataContext.get_current().enable_progress_bars
@@ -186,12 +189,47 @@ def test_wrong_sources_are_refused_before_any_work(tmp_path: Path, vocabulary: s
     for sources, store, message in [
         ([], tmp_path / "store", "no source was given"),
         ([good, good], tmp_path / "store", "given twice"),
+        ([good, f"{tmp_path}/thesis/../good.h5ad"], tmp_path / "store", "given twice"),
         ([good, str(tmp_path / "missing.h5ad")], tmp_path / "store", r"missing\.h5ad: no such file"),
         ([good], foreign, "is not a CellFoundry store"),
     ]:
         with pytest.raises(DataError, match=message):
             ingest(sources, store, vocab=vocabulary)
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("entries_a_file", [1, 400, 10**9])
+def test_cells_of_all_spilled_files_come_back(
+    entries_a_file: int, tmp_path: Path, vocabulary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spill, "BLOCK_CELLS", 7)
+    monkeypatch.setattr(spill, "SPILL_ENTRIES", entries_a_file)
+    counts = random_counts(21, 400, seed=3)
+    path = write_h5ad(tmp_path / "a.h5ad", counts, GENES, {})
+    folder = tmp_path / "spill" / "sorted"
+    folder.mkdir(parents=True)
+    schema = source_obs("a", anndata.read_h5ad(path).obs).schema
+    task = spill.SourceTask(0, "a", path, None, schema, folder, load(vocabulary), 1, 0)
+    report = spill.spill_source(task)
+    assert (report["cells"], report["nnz"]) == (21, counts.nnz)
+    assert len(list(folder.iterdir())) == (1 if entries_a_file == 10**9 else 3)
+    table = spill.read_bucket(folder, 0, 1)
+    cells = spill.as_batch(table)
+    rows = pa.Table.from_struct_array(table["obs"])["source_row"].to_numpy()
+    spilled = sp.csr_matrix((cells.counts, cells.gene_ids, cells.indptr), shape=(21, 400))
+    assert (spilled != counts[rows]).nnz == 0
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_cells_with_many_genes_make_smaller_shards(
+    tmp_path: Path, vocabulary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = random_counts(60, 400, seed=4)
+    monkeypatch.setattr(pipeline, "ENTRIES_PER_SHARD", counts.nnz // 3)
+    path = write_h5ad(tmp_path / "a.h5ad", counts, GENES, {})
+    manifest = ingest([path], tmp_path / "store", vocab=vocabulary, min_genes=1)
+    assert len(manifest["shards"]) == 4
+    assert manifest["cells"] == 60
 
 
 KILLED_INGEST = """
@@ -263,4 +301,22 @@ def test_obs_of_any_type_becomes_columns_of_one_schema() -> None:
         "cell_name_": ["p", "q", "r", None],
         "7": [0.5, 1.5, None, None],
         "gone": [None, None, None, None],
+    }
+
+
+def test_numbers_that_no_common_type_holds_become_text() -> None:
+    labels = pd.DataFrame(
+        {"unsigned": np.array([2**63 + 1], np.uint64), "id": [2**60 + 1], "n": [2**53], "a/b": [1]}
+    )
+    numbers = pd.DataFrame({"unsigned": [-1], "id": [0.5], "n": [0.5], "a_b": [2]})
+    tables = [source_obs("a", labels), source_obs("b", numbers)]
+    schema = common_schema(table.schema for table in tables)
+    merged = pa.concat_tables([conform(table, schema) for table in tables]).select(
+        ["unsigned", "id", "n", "a_b"]
+    )
+    assert merged.to_pydict() == {
+        "unsigned": [str(2**63 + 1), "-1"],
+        "id": [str(2**60 + 1), "0.5"],
+        "n": [2.0**53, 0.5],
+        "a_b": [1, 2],
     }

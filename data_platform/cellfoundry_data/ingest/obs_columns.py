@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cellfoundry_data.store.format import OBS_CELL_NAME, OBS_SOURCE, OBS_SOURCE_ROW
 
@@ -18,7 +19,8 @@ OWN_COLUMNS = pa.schema(
 def source_obs(name: str, obs: pd.DataFrame) -> pa.Table:
     """A source's obs, (cells,): the store's own columns, then the source's, text as plain strings.
 
-    A column of the source that bears the name of another gets trailing underscores.
+    A column of the source that bears the name of another gets trailing underscores; a slash in a name, which
+    AnnData cannot hold, becomes an underscore.
     """
     columns = {
         OBS_SOURCE: pa.array(np.full(len(obs), name, object), pa.string()),
@@ -26,7 +28,7 @@ def source_obs(name: str, obs: pd.DataFrame) -> pa.Table:
         OBS_CELL_NAME: pa.array(obs.index.astype(str), pa.string()),
     }
     for position, label in enumerate(obs.columns):
-        column_name = str(label)
+        column_name = str(label).replace("/", "_")
         while column_name in columns:
             column_name += "_"
         columns[column_name] = _arrow_column(obs.iloc[:, position])
@@ -77,11 +79,22 @@ def _arrow_column(column: pd.Series) -> pa.Array:
             values = values.dictionary_decode()
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         values = None
-    if values is not None and _is_kept(values.type):
+    if values is not None and _is_kept(values.type) and _fits_double(values):
         return values
     if values is not None and (pa.types.is_large_string(values.type) or pa.types.is_string_view(values.type)):
         return values.cast(pa.string())
     return pa.array([None if pd.isna(value) else str(value) for value in column.astype(object)], pa.string())
+
+
+def _fits_double(values: pa.Array) -> bool:
+    """Whether the values stay what they are when another source's column makes this one floating point.
+
+    Integers beyond 2^53 are labels, not measurements; text keeps every digit of them.
+    """
+    if not pa.types.is_integer(values.type):
+        return True
+    smallest, largest = pc.min_max(values).as_py().values()
+    return smallest is None or (smallest >= -(2**53) and largest <= 2**53)
 
 
 def _is_kept(kind: pa.DataType) -> bool:

@@ -32,6 +32,9 @@ Progress = Callable[[str, int, int], None]
 CELLS_PER_SHARD = 16_384
 """About 26 M entries at 1,600 genes a cell: a worker sorts and encodes them in 1.2 GB."""
 
+ENTRIES_PER_SHARD = 2**25
+"""On average at most: cells with more genes make smaller shards, so that a worker's memory stays bounded."""
+
 
 def ingest(
     sources: Sequence[str],
@@ -82,7 +85,8 @@ def ingest(
             for index, source in enumerate(opened)
         ]
         reports = _read_sources(tasks, total_cells, progress)
-        n_buckets = max(1, round(total_cells / cells_per_shard))
+        entries = sum(report["nnz"] for report in reports)
+        n_buckets = max(1, round(total_cells / cells_per_shard), -(-entries // ENTRIES_PER_SHARD))
         shards = _write_shards(folder, spilled, n_buckets, progress)
         shutil.rmtree(folder / "spill")
         return finish_store(folder, genes, shards, seed=seed, qc={"min_genes": min_genes}, sources=reports)
@@ -101,14 +105,16 @@ class _Source:
 def _look_at(name: str, path: str, genes: Vocabulary, layer: str | None) -> _Source:
     """Open and align a source once, so that a wrong one is refused before any work."""
     source = SourceCells(path, genes, layer=layer)
-    return _Source(name, path, source.n_cells, source_obs(name, source.obs).schema)
+    # Absolute, because a worker of a running cluster may stand in another folder.
+    where = str(Path(path).absolute())
+    return _Source(name, where, source.n_cells, source_obs(name, source.obs).schema)
 
 
 def _names(sources: Sequence[str]) -> list[str]:
     """What the obs column ``source`` calls each source: its file name, or its path where names repeat."""
     if not sources:
         raise DataError("no source was given: name at least one file of counts.")
-    if len(set(sources)) < len(sources):
+    if len({Path(path).resolve() for path in sources}) < len(sources):
         raise DataError("a source was given twice: its cells would be repeated in the store.")
     short = [Path(path).name for path in sources]
     return short if len(set(short)) == len(short) else list(sources)

@@ -18,13 +18,15 @@ import pyarrow as pa
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.errors import DataError
 from cellfoundry_data.ingest.obs_columns import conform, source_obs
-from cellfoundry_data.qc import filter_cells
 from cellfoundry_data.source_cells import SourceCells
 from cellfoundry_data.store.cell_keys import MAX_SOURCE_ROWS, buckets, cell_keys, shuffle_keys
 from cellfoundry_data.vocabulary import Vocabulary
 
-SPILL_CELLS = 16_384
-"""Cells of a spilled file: about 210 MB at 1,600 genes a cell, three times that while they are sorted."""
+BLOCK_CELLS = 1024
+"""Cells read at a time: even 18,000 genes each make no more than a spilled file."""
+
+SPILL_ENTRIES = 2**24
+"""Entries after which a file is written: 134 MB, three times that while its cells are sorted."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,12 @@ class SourceReport:
 
     Attributes:
         name: as the obs column ``source`` says it.
-        path: as the user gave it.
+        path: absolute.
         cells_read: cells of the source.
         removed_without_counts: cells without a count in the vocabulary's genes.
         removed_min_genes: other cells with too few genes.
         cells: cells kept.
+        nnz: entries (genes with counts) of the cells kept.
         genes: vocabulary genes that the source measures.
         dropped_columns: gene columns outside the vocabulary.
         duplicate_columns: gene columns that were added to another column of the same gene.
@@ -50,6 +53,7 @@ class SourceReport:
     removed_without_counts: int
     removed_min_genes: int
     cells: int
+    nnz: int
     genes: int
     dropped_columns: int
     duplicate_columns: int
@@ -92,22 +96,25 @@ def spill_source(task: SourceTask) -> dict[str, Any]:
         raise DataError(f"{task.path}: has more than {MAX_SOURCE_ROWS:,} cells; split it.")
     obs = conform(source_obs(task.name, source.obs), task.schema)
 
-    read = empty = few = 0
+    read = empty = few = nnz = held_nnz = 0
     counts_kept = 0.0
     held: list[pa.Table] = []
     number = 0
-    for cells, _ in source.blocks():
-        keep, _ = filter_cells(cells, min_genes=max(1, task.min_genes))
-        without_counts = np.diff(cells.indptr) == 0
+    for cells, _ in source.blocks(BLOCK_CELLS):
+        genes_per_cell = np.diff(cells.indptr)
+        keep, without_counts = genes_per_cell >= max(1, task.min_genes), genes_per_cell == 0
         read += len(cells)
         empty += int(without_counts.sum())
         few += int((~keep & ~without_counts).sum())
         counts_kept += float(cells.counts.sum(dtype=np.float64))
-        held.append(_keyed_cells(cells.select(np.flatnonzero(keep)), obs, task))
-        if sum(len(table) for table in held) >= SPILL_CELLS:
+        kept = cells.select(np.flatnonzero(keep))
+        held.append(_keyed_cells(kept, obs, task))
+        nnz, held_nnz = nnz + kept.nnz, held_nnz + kept.nnz
+        if held_nnz >= SPILL_ENTRIES:
             _write_sorted(held, task.folder / f"{task.index:06d}-{number:06d}.arrow")
-            held, number = [], number + 1
-    _write_sorted(held, task.folder / f"{task.index:06d}-{number:06d}.arrow")
+            held, held_nnz, number = [], 0, number + 1
+    if held:
+        _write_sorted(held, task.folder / f"{task.index:06d}-{number:06d}.arrow")
     return asdict(
         SourceReport(
             name=task.name,
@@ -116,6 +123,7 @@ def spill_source(task: SourceTask) -> dict[str, Any]:
             removed_without_counts=empty,
             removed_min_genes=few,
             cells=read - empty - few,
+            nnz=nnz,
             genes=source.alignment.genes,
             dropped_columns=source.alignment.dropped,
             duplicate_columns=source.alignment.duplicates,
