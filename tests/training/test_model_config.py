@@ -45,7 +45,8 @@ def test_feed_forward_width_is_four_times_the_width_unless_given() -> None:
         ({"decoder_width": "64"}, "decoder_width must be a positive number, it is '64'"),
         ({"encoder_depth": True}, "encoder_depth must be"),
         ({"encoder_width": None}, "encoder_width must be"),
-        ({"bin_alpha": float("nan")}, "bin_alpha must be"),
+        ({"bin_alpha": float("nan")}, "bin_alpha must be a finite number"),
+        ({"bin_alpha": "1"}, "bin_alpha must be a finite number"),
         ({"mask_token_id": 103}, "are both 103"),
     ],
 )
@@ -53,6 +54,10 @@ def test_a_wrong_field_is_named(change: dict[str, object], said: str) -> None:
     with pytest.raises(ModelError) as caught:
         ModelConfig.from_dict(PRESETS["tiny"].to_dict() | change)
     assert said in str(caught.value)
+
+
+def test_a_value_embedding_may_have_no_residual() -> None:
+    assert ModelConfig.from_dict(PRESETS["tiny"].to_dict() | {"bin_alpha": 0}).bin_alpha == 0
 
 
 def test_a_missing_field_is_named() -> None:

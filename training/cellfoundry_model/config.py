@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
@@ -55,11 +56,12 @@ class ModelConfig:
                 object.__setattr__(self, f"{side}_ffn_width", 4 * getattr(self, f"{side}_width"))
         for field in fields(self):
             value = getattr(self, field.name)
-            number = (int, float) if field.name == "bin_alpha" else int
-            if isinstance(value, bool) or not isinstance(value, number) or not value > 0:
-                raise ModelError(
-                    f"model config: {field.name} must be a positive number, it is {value!r}; correct it."
-                )
+            if field.name == "bin_alpha":
+                fits, wanted = isinstance(value, (int, float)) and math.isfinite(value), "a finite number"
+            else:
+                fits, wanted = isinstance(value, int) and value > 0, "a positive number"
+            if isinstance(value, bool) or not fits:
+                raise ModelError(f"model config: {field.name} must be {wanted}, it is {value!r}; correct it.")
         if self.encoder_width % self.encoder_heads:
             raise ModelError(
                 f"model config: encoder_width {self.encoder_width} must be a multiple of encoder_heads "
