@@ -244,3 +244,12 @@ def test_a_store_is_a_source(source: Path, model_dir: Path, tmp_path: Path, engi
     assert set(after.obs_names) <= {f"barcode{row}" for row in range(9)}
     with pytest.raises(ServingError, match="store of raw counts"):
         embed(store, model_dir, pre_normalized="T")
+
+
+def test_a_folder_of_something_else_is_never_replaced(source: Path, engine: Engine, tmp_path: Path) -> None:
+    thesis = tmp_path / "thesis.zarr"
+    thesis.mkdir()
+    (thesis / "chapter.txt").write_text("text")
+    with pytest.raises(ServingError, match=r"thesis\.zarr is a folder and no earlier embedding"):
+        embed(source, engine, thesis)
+    assert (thesis / "chapter.txt").is_file()

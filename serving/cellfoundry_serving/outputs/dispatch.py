@@ -20,8 +20,10 @@ def check_output(out: Path, output: str) -> None:
         raise ServingError(f"{out}: unknown output format; use one of {', '.join(SUFFIXES)}.")
     if output == "gene" and out.suffix.lower() not in GENE_SUFFIXES:
         raise ServingError(f"{out}: gene embeddings have three axes; use one of {', '.join(GENE_SUFFIXES)}.")
-    if out.is_dir() and out.suffix.lower() != ".zarr":
-        raise ServingError(f"{out} is a folder; give the name of a file.")
+    if out.is_dir() and not (out.suffix.lower() == ".zarr" and (out / "embedding").is_dir()):
+        raise ServingError(
+            f"{out} is a folder and no earlier embedding, so it is not replaced; give another name."
+        )
     check_parent(out)
 
 
