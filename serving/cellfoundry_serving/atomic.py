@@ -12,9 +12,12 @@ from cellfoundry_serving.errors import ServingError
 
 
 def check_parent(target: Path) -> None:
-    """Raises ServingError where ``target``'s folder does not exist, so that no work is done in vain."""
-    if not target.absolute().parent.is_dir():
+    """Raises ServingError where nothing can be written beside ``target``, so that no work is done in vain."""
+    folder = target.absolute().parent
+    if not folder.is_dir():
         raise ServingError(f"The folder of {target} does not exist; create it first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ServingError(f"The folder of {target} is not writable for you; give another one.")
 
 
 def remove(path: Path) -> None:
@@ -29,17 +32,19 @@ def remove(path: Path) -> None:
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``target`` (nothing there yet); renamed onto it unless the body raises.
 
-    The body may make a file or a folder of it. An older output is replaced. A folder cannot be renamed onto
-    a folder, so an older folder first steps aside under a temporary name.
+    The body may make a file or a folder of it. An older output is replaced, and is back if that fails. Only a
+    file can be renamed onto a file, so where a folder is involved the older one first steps aside.
     """
     check_parent(target)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     replaced = target.with_name(f".{target.name}.{os.getpid()}.replaced")
     try:
         yield partial
-        if target.is_dir():
+        if target.exists() and (target.is_dir() or partial.is_dir()):
             target.replace(replaced)
         partial.replace(target)
     finally:
+        if replaced.exists() and not target.exists():
+            replaced.replace(target)
         remove(partial)
         remove(replaced)

@@ -17,13 +17,13 @@ from anndata import AnnData
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.source_cells import SourceCells
 from cellfoundry_data.vocabulary import Vocabulary
+from cellfoundry_serving.endpoint.v2 import HEADER_LENGTH
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.token_batches import consecutive, token_counts
 
 REQUEST_CELLS = 512
 REQUEST_TOKENS = 1_000_000  # 8 bytes a token: an eighth of what the endpoint accepts by default
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
-HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 class Client:
@@ -109,30 +109,12 @@ class Client:
         return [batch for batch, _ in SourceCells(cells, self.vocabulary).blocks()]
 
     def _infer(self, batch: CellBatch, parameters: dict[str, str]) -> npt.NDArray[np.float32]:
-        tensors = (
-            ("indptr", "INT64", batch.indptr.astype("<i8")),
-            ("gene_ids", "INT32", batch.gene_ids.astype("<i4")),
-            ("counts", "FP32", batch.counts.astype("<f4")),
-        )
-        header = json.dumps(
-            {
-                "inputs": [
-                    {
-                        "name": name,
-                        "datatype": datatype,
-                        "shape": list(array.shape),
-                        "parameters": {"binary_data_size": array.nbytes},
-                    }
-                    for name, datatype, array in tensors
-                ],
-                "parameters": parameters | {"binary_data_output": True},
-            }
-        ).encode()
+        body, header_length = infer_body(batch, parameters)
         response = self._request(
             "POST",
             f"/v2/models/{self._model}/infer",
-            content=b"".join([header, *(array.tobytes() for _, _, array in tensors)]),
-            headers={HEADER_LENGTH: str(len(header))},
+            content=body,
+            headers={HEADER_LENGTH: str(header_length)},
         )
         length = int(response.headers[HEADER_LENGTH])
         shape = json.loads(response.content[:length])["outputs"][0]["shape"]
@@ -156,3 +138,24 @@ class Client:
         except (ValueError, KeyError, TypeError):
             reason = "it is no CellFoundry endpoint"
         raise ServingError(f"{self.url} answered {response.status_code}: {reason}")
+
+
+def infer_body(cells: CellBatch, parameters: dict[str, str]) -> tuple[bytes, int]:
+    """A V2 request with ``cells`` as binary CSR tensors, answered in binary, and the length of its JSON part."""
+    tensors = (
+        ("indptr", "INT64", cells.indptr.astype("<i8")),
+        ("gene_ids", "INT32", cells.gene_ids.astype("<i4")),
+        ("counts", "FP32", cells.counts.astype("<f4")),
+    )
+    inputs = [
+        {
+            "name": name,
+            "datatype": datatype,
+            "shape": list(array.shape),
+            "parameters": {"binary_data_size": array.nbytes},
+        }
+        for name, datatype, array in tensors
+    ]
+    document = {"inputs": inputs, "parameters": parameters | {"binary_data_output": True}}
+    header = json.dumps(document).encode()
+    return b"".join([header, *(array.tobytes() for _, _, array in tensors)]), len(header)

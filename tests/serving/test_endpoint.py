@@ -40,6 +40,10 @@ def v2_inputs(indptr: Any, gene_ids: Any, counts: Any) -> list[dict[str, Any]]:
     ]
 
 
+def shaped(shape: list[int]) -> list[dict[str, Any]]:
+    return [{"name": "indptr", "datatype": "INT64", "shape": shape, "data": []}]
+
+
 @pytest.mark.parametrize("binary_in", [True, False])
 @pytest.mark.parametrize("binary_out", [True, False])
 @pytest.mark.parametrize("pool", POOLS)
@@ -130,9 +134,24 @@ def test_concurrent_clients_get_their_own_cells(url: str, engine: Engine, cells:
         (INFER.replace("cellfoundry", "x"), {"inputs": []}, 404, "no such model"),
         ("/v1/embed", {"cells": [{"genes": ["A1BG"]}]}, 400, "lists of the same length"),
         ("/v1/embed", {"cells": [{"genes": ["GENE0"], "counts": [1]}]}, 400, "none of its 1 genes"),
+        (INFER, {"inputs": shaped([10**30, 0])}, 400, "list of one size"),
+        (INFER, {"inputs": shaped([0] * 5000)}, 400, "list of one size"),
+        (INFER, {"inputs": shaped([10**30])}, 400, "numbers of type INT64"),
+        (INFER, {"inputs": v2_inputs([0, 1], [1], [1]), "parameters": {"output": "gene"}}, 400, "'output'"),
+        (
+            INFER,
+            {"inputs": v2_inputs([0, 1], [1], [1]), "parameters": {"target": "t" * 99}},
+            400,
+            "text such",
+        ),
+        ("/v1/embed", {"cells": [{"genes": ["A1BG"], "counts": [1]}], "pol": "max"}, 400, "'pol'"),
         ("/v1/embed", {"cells": [{"genes": ["A1BG"], "counts": [None]}]}, 400, "must be numbers"),
+        ("/v1/embed", {"cells": [{"genes": ["A1BG"], "counts": [[1, 2]]}]}, 400, "must be numbers"),
+        ("/v1/embed", {"cells": [{"genes": ["A1BG"], "counts": [True]}]}, 400, "must be numbers"),
+        ("/v1/embed", {"cells": [{"genes": ["A1BG"], "counts": [10**400]}]}, 400, "fit a float32"),
         ("/v1/embed", {"cells": {}}, 400, "must be a list"),
         ("/v1/nothing", {}, 404, "Not Found"),
+        ("/docs", {}, 404, "Not Found"),
     ],
 )
 def test_every_mistake_gets_one_sentence(url: str, path: str, body: Any, status: int, message: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cellfoundry_serving.endpoint import v2
-from cellfoundry_serving.endpoint.cells import cells_from_tensors
+from cellfoundry_serving.endpoint.cells import cells_from_json, cells_from_tensors
 from cellfoundry_serving.endpoint.errors import RequestError
 
 matrices = hnp.arrays(
@@ -121,6 +121,18 @@ def test_json_numbers_arrive_unchanged_or_not_at_all(kind: str, data: list[objec
             np.testing.assert_array_equal(tensor, np.array(data, dtype=np.float64).astype(np.float32))
     else:
         assert tensor.tolist() == data
+
+
+genes = st.lists(st.sampled_from(["A", "B", "C"]) | scalars, max_size=3)
+counts = st.lists(st.integers(0, 9) | values, max_size=3)
+
+
+@given(st.lists(st.fixed_dictionaries({"genes": genes | values, "counts": counts | values}) | values))
+def test_any_named_cells_are_read_or_refused(document: list[object]) -> None:
+    with contextlib.suppress(RequestError):
+        cells = cells_from_json(document, {"A": 0, "B": 1}, max_cells=3)
+        assert len(cells) == len(document)
+        assert (cells.counts > 0).all()
 
 
 def test_too_many_cells_is_413() -> None:

@@ -6,7 +6,6 @@ suites' matter. Requests are Open Inference Protocol V2 with binary tensors over
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,8 +24,10 @@ from cellfoundry_data.vocabulary import Vocabulary
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.checkpoint import save_model
 from cellfoundry_model.presets import PRESETS
+from cellfoundry_serving.client import infer_body
 from cellfoundry_serving.endpoint.app import MODEL_NAME
 from cellfoundry_serving.endpoint.server import running
+from cellfoundry_serving.endpoint.v2 import HEADER_LENGTH
 from cellfoundry_serving.engines import open_engine
 from cellfoundry_serving.engines.base import Engine
 
@@ -114,25 +115,10 @@ def model_row(cells: CellBatch, rounds: int = 3) -> Row:
 
 def infer_request(cells: CellBatch) -> bytes:
     """A whole HTTP request: POST .../infer with CSR cells as binary tensors, binary answer asked for."""
-    tensors = {
-        "indptr": ("INT64", cells.indptr.astype("<i8")),
-        "gene_ids": ("INT32", cells.gene_ids.astype("<i4")),
-        "counts": ("FP32", cells.counts.astype("<f4")),
-    }
-    inputs = [
-        {
-            "name": name,
-            "datatype": datatype,
-            "shape": [len(array)],
-            "parameters": {"binary_data_size": array.nbytes},
-        }
-        for name, (datatype, array) in tensors.items()
-    ]
-    document = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
-    body = document + b"".join(array.tobytes() for _, array in tensors.values())
+    body, header_length = infer_body(cells, {})
     head = (
         f"POST /v2/models/{MODEL_NAME}/infer HTTP/1.1\r\nHost: {HOST}\r\n"
-        f"Inference-Header-Content-Length: {len(document)}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"{HEADER_LENGTH}: {header_length}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 

@@ -28,6 +28,7 @@ from cellfoundry_serving.errors import ServingError
 
 MODEL_NAME = "cellfoundry"
 OUTPUT = "embedding"
+MAX_NAME = 32  # characters of a client's text that an error repeats
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
         yield
         await batchers.pop().close()
 
-    app = FastAPI(title="CellFoundry", version=version("cellfoundry"), lifespan=lifespan)
+    # No generated pages: they load scripts from elsewhere and know nothing of the bodies, which are read raw.
+    app = FastAPI(title="CellFoundry", version=version("cellfoundry"), lifespan=lifespan, openapi_url=None)
     add_error_answers(app)
 
     @app.middleware("http")
@@ -113,7 +115,7 @@ def create_app(engine: Engine, limits: Limits | None = None) -> FastAPI:
     @app.post("/v1/embed")
     async def embed_json(request: Request) -> Response:
         document = v2.parse_json(await read_body(request, limits.body_bytes), None)
-        cells = cells_from_json(document.get("cells"), index, limits.cells)
+        cells = cells_from_json(document.pop("cells", None), index, limits.cells)
         embedding = await embed(cells, read_conventions(document))
         answer = {"embedding": v2.json_numbers(embedding), "width": embedding.shape[1]}
         return Response(json.dumps(answer, allow_nan=False), media_type="application/json")
@@ -148,11 +150,16 @@ def check_model(model: str) -> None:
 
 
 def read_conventions(fields: dict[str, Any]) -> Conventions:
-    """``pool`` and ``target``, by default "all" and "t4"; an unknown target is refused by the engine."""
+    """``pool`` and ``target``, by default "all" and "t4"; an unknown target is refused by the engine.
+
+    Anything else is refused: an option that was silently ignored would give numbers that nobody asked for.
+    """
+    for name in fields.keys() - {"pool", "target"}:
+        raise RequestError(f"There is no parameter {name[:MAX_NAME]!r}; the parameters are pool and target.")
     pool, target = fields.get("pool", "all"), fields.get("target", "t4")
     if pool not in POOLS:
         raise RequestError(f"'pool' must be one of {', '.join(POOLS)}.")
-    if not isinstance(target, str):
+    if not isinstance(target, str) or len(target) > MAX_NAME:
         raise RequestError("'target' must be text such as 't4'.")
     return Conventions(pool, target)
 

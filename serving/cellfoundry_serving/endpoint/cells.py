@@ -19,8 +19,8 @@ def cells_from_tensors(tensors: dict[str, npt.NDArray[Any]], n_genes: int, max_c
     if set(tensors) != set(wanted):
         raise RequestError("The inputs are indptr (INT64), gene_ids (INT32) and counts (FP32): CSR cells.")
     for name, dtype in wanted.items():
-        if tensors[name].dtype != dtype or tensors[name].ndim != 1:
-            raise RequestError(f"Input {name!r} must be one-dimensional {np.dtype(dtype).name}.")
+        if tensors[name].dtype != dtype:
+            raise RequestError(f"Input {name!r} must be {np.dtype(dtype).name}.")
     indptr, gene_ids, counts = (tensors[name] for name in wanted)
     check_cells(len(indptr) - 1, max_cells)
     if indptr[0] != 0 or (np.diff(indptr) < 0).any() or indptr[-1] != len(gene_ids):
@@ -51,7 +51,7 @@ def cells_from_json(cells: Any, index: dict[str, int], max_cells: int) -> CellBa
         indptr.append(len(gene_ids))
     numbers = json_tensor(counts, np.dtype(np.float32))
     if numbers is None:
-        raise RequestError("'counts' must be numbers.")
+        raise RequestError("'counts' must be numbers that fit a float32.")
     return checked_batch(np.array(indptr), np.array(gene_ids, dtype=np.int32), numbers, len(index))
 
 
@@ -63,6 +63,8 @@ def cell_lists(number: int, cell: Any) -> tuple[list[str], list[Any]]:
         raise RequestError(f"Cell {number}: 'genes' and 'counts' must be lists of the same length.")
     if not all(isinstance(gene, str) for gene in genes):
         raise RequestError(f"Cell {number}: 'genes' must be names.")
+    if not all(type(value) in (int, float) for value in values):
+        raise RequestError(f"Cell {number}: 'counts' must be numbers.")
     return genes, values
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +26,7 @@ class InferRequest:
     Attributes:
         id: repeated in the answer.
         tensors: inputs by name.
-        parameters: the request's own parameters.
+        parameters: the request's own parameters, those of the protocol left out.
         binary: the client wants its outputs as bytes.
     """
 
@@ -54,7 +53,7 @@ def decode(body: bytes, header_length: str | None, output: str) -> InferRequest:
         tensors[name] = tensor
     if len(rest):
         raise RequestError(f"The body has {len(rest)} bytes more than its inputs account for.")
-    binary = parameters.get("binary_data_output") is True
+    binary = parameters.pop("binary_data_output", None) is True
     for item in outputs:
         if not isinstance(item, dict) or item.get("name") != output:
             raise RequestError(f"The only output is {output!r}.")
@@ -79,25 +78,25 @@ def parse_json(body: bytes, header_length: str | None) -> dict[str, Any]:
 
 
 def decode_tensor(item: Any, rest: memoryview) -> tuple[str, npt.NDArray[Any], memoryview]:
-    """One input and the bytes behind it."""
+    """One input, which must be one-dimensional, and the bytes behind it."""
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         raise RequestError("Each input needs a 'name'.")
     name, shape = item["name"], item.get("shape")
     dtype = DTYPES.get(str(item.get("datatype")))
     if dtype is None:
         raise RequestError(f"Input {name!r}: the datatype must be one of {', '.join(DTYPES)}.")
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise RequestError(f"Input {name!r}: the shape must be a list of sizes.")
-    count = math.prod(shape)
+    if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 0:
+        raise RequestError(f"Input {name!r}: the shape must be a list of one size.")
+    count = shape[0]
     size = mapping(item, "parameters").get("binary_data_size")
     if size is not None:
         if type(size) is not int or size != count * dtype.itemsize or size > len(rest):
             raise RequestError(f"Input {name!r}: its shape, binary_data_size and the body disagree.")
-        return name, np.frombuffer(rest[:size], dtype).reshape(shape), rest[size:]
+        return name, np.frombuffer(rest[:size], dtype), rest[size:]
     numbers = json_tensor(item.get("data"), dtype)
     if numbers is None or len(numbers) != count:
         raise RequestError(f"Input {name!r}: 'data' must be {count} numbers of type {item['datatype']}.")
-    return name, numbers.reshape(shape), rest
+    return name, numbers, rest
 
 
 def json_tensor(data: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any] | None:
