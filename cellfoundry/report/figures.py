@@ -8,32 +8,36 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 
-from cellfoundry_bench.figures import ACCENT, SECOND, STYLE, new_axes, svg
+from cellfoundry_bench.figures import ACCENT, SECOND, STYLE, THIRD, new_axes, svg
+
+# A batch is two cells, so single steps say little.
+SMOOTHED_STEPS = 25
 
 
 def loss_curve(steps: list[dict[str, float]], evaluations: list[dict[str, float]]) -> str:
-    """Training loss a step, held-out loss, and the two gene-mean baselines, over optimizer steps."""
+    """Training loss a step, held-out loss and the gene-mean baseline over optimizer steps."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = new_axes(7.0, 3.4)
-        axes.plot(
-            [line["step"] for line in steps],
-            [line["loss"] for line in steps],
-            color=ACCENT,
-            alpha=0.35,
-            linewidth=1,
-            label="training batch",
-        )
+        figure, axes = new_axes(9.0, 3.6)
+        numbers, losses = [line["step"] for line in steps], [line["loss"] for line in steps]
+        axes.plot(numbers, losses, color=ACCENT, alpha=0.25, linewidth=0.8, label="training batch")
+        if len(losses) > SMOOTHED_STEPS:
+            mean = np.convolve(losses, np.full(SMOOTHED_STEPS, 1 / SMOOTHED_STEPS), mode="valid")
+            axes.plot(
+                numbers[SMOOTHED_STEPS - 1 :],
+                mean,
+                color=ACCENT,
+                label=f"its mean over {SMOOTHED_STEPS} steps",
+            )
         axes.plot(
             [line["step"] for line in evaluations],
             [line["heldout_loss"] for line in evaluations],
-            color=ACCENT,
+            color=THIRD,
             marker="o",
-            markersize=4,
+            markersize=5,
             label="held-out cells",
         )
         mean_loss = evaluations[-1]["gene_mean_loss"]
         axes.axhline(mean_loss, color=SECOND, linestyle="--", label="predicting each gene's mean")
-        losses = [line["loss"] for line in steps]
         axes.set_ylim(0, max(float(np.quantile(losses, 0.98)), mean_loss) * 1.15)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("masked MSE, log1p per 10k")
@@ -68,7 +72,7 @@ def umap_scatter(points: npt.NDArray[np.float32], labels: Sequence[str]) -> str:
 def horizontal_bars(names: Sequence[str], values: Sequence[float], unit: str) -> str:
     """One bar a name, top to bottom, with the value written at its end."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = new_axes(6.4, 0.42 * len(names) + 0.8)
+        figure, axes = new_axes(8.0, 0.42 * len(names) + 0.8)
         rows = np.arange(len(names))
         axes.barh(rows, values, height=0.62, color=ACCENT)
         for row, value in enumerate(values):
