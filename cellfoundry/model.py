@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellfoundry_serving.embed import embed
+from cellfoundry_serving.encode import encode_source
 from cellfoundry_serving.engines import open_engine
 from cellfoundry_serving.engines.base import Engine
 
@@ -48,7 +48,7 @@ class Model:
             DataError: values that cannot be what ``pre_normalized`` says, or no gene in common.
             ModelError, ServingError: an unknown convention, or an output this engine does not compute.
         """
-        return embed(
+        return encode_source(
             adata,
             self.engine,
             output=output,

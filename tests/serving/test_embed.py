@@ -19,8 +19,10 @@ from cellfoundry_data.store.reader import open_store
 from cellfoundry_data.vocabulary import load
 from cellfoundry_model.errors import ModelError
 from cellfoundry_model.official import import_official
-from cellfoundry_serving import embed as embed_module
-from cellfoundry_serving.embed import EmbedSummary, embed
+from cellfoundry_serving import encode as encode_module
+from cellfoundry_serving.embed import embed
+from cellfoundry_serving.encode import encode_source
+from cellfoundry_serving.engines import open_engine
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
 
@@ -45,11 +47,15 @@ def embed_with_warning(*arguments: Any, **options: Any) -> Any:
         return embed(*arguments, **options)
 
 
+def encode_with_warning(*arguments: Any, **options: Any) -> np.ndarray:
+    with pytest.warns(UserWarning, match=NAN_WARNING):
+        return encode_source(*arguments, **options)
+
+
 def test_h5ad_keeps_the_source_and_adds_obsm(
     source: Path, model_dir: Path, tmp_path: Path, expected: np.ndarray
 ) -> None:
     summary = embed_with_warning(source, model_dir, tmp_path / "out.h5ad")
-    assert isinstance(summary, EmbedSummary)
     assert (summary.shape, summary.empty_cells) == ((9, 128), 2)
     assert "9 x 128 float32" in str(summary)
     before, after = ad.read_h5ad(source), ad.read_h5ad(tmp_path / "out.h5ad")
@@ -62,6 +68,14 @@ def test_h5ad_keeps_the_source_and_adds_obsm(
     # In place is fine for .h5ad: nothing of the source is lost.
     embed_with_warning(source, model_dir, source)
     np.testing.assert_array_equal(ad.read_h5ad(source).obsm["X_cellfoundry"], after.obsm["X_cellfoundry"])
+
+
+def test_a_warning_raised_as_an_error_does_not_cost_the_output(
+    source: Path, model_dir: Path, tmp_path: Path, expected: np.ndarray
+) -> None:
+    with pytest.raises(UserWarning, match=NAN_WARNING):
+        embed(source, model_dir, tmp_path / "out.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-4, rtol=0)
 
 
 def test_other_formats(source: Path, model_dir: Path, tmp_path: Path, expected: np.ndarray) -> None:
@@ -84,11 +98,11 @@ def test_other_formats(source: Path, model_dir: Path, tmp_path: Path, expected: 
 
 
 def test_anndata_in_memory_is_left_as_it_was(
-    adata: AnnData, model_dir: Path, tmp_path: Path, expected: np.ndarray
+    adata: AnnData, engine: Engine, model_dir: Path, tmp_path: Path, expected: np.ndarray
 ) -> None:
     adata.obs["text"] = pd.Series(["x"] * 9, index=adata.obs_names, dtype=object)
     before = adata.copy()
-    array = embed_with_warning(adata, model_dir)
+    array = encode_with_warning(adata, engine)
     embed_with_warning(adata, model_dir, tmp_path / "out.h5ad")
     np.testing.assert_allclose(array, expected, atol=1e-4, rtol=0)
     pd.testing.assert_frame_equal(adata.obs, before.obs)
@@ -106,8 +120,8 @@ def test_gene_axis_outputs_stream_in_small_blocks(
     output: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(embed_module, "READ_CELLS", 4)
-    monkeypatch.setattr(embed_module, "WRITE_BYTES", 3 * 4 * 400 * (16 if output == "gene" else 1))
+    monkeypatch.setattr(encode_module, "READ_CELLS", 4)
+    monkeypatch.setattr(encode_module, "WRITE_BYTES", 3 * 4 * 400 * (16 if output == "gene" else 1))
     done: list[int] = []
     for suffix in ("npy", "zarr"):
         embed_with_warning(
@@ -141,31 +155,31 @@ def test_expression_as_anndata_and_parquet(
 
 
 def test_conventions_reach_the_engine(
-    adata: AnnData, model_dir: Path, tmp_path: Path, engine: Engine, cells: CellBatch
+    adata: AnnData, tmp_path: Path, engine: Engine, cells: CellBatch
 ) -> None:
     def check(got: np.ndarray, **conventions: Any) -> None:
         np.testing.assert_allclose(got, engine.encode(cells, **conventions), atol=1e-4, rtol=0)
 
     totals = cells.totals()
     check(
-        embed_with_warning(adata, model_dir, pool="max", target="f2", input_type="bulk"),
+        encode_with_warning(adata, engine, pool="max", target="f2", input_type="bulk"),
         pool="max",
         target="f2",
         input_type="bulk",
         bulk_median=float(np.median(totals[totals > 0])),
     )
-    check(embed_with_warning(adata, model_dir, pre_normalized="T"), pre_normalized="T")
+    check(encode_with_warning(adata, engine, pre_normalized="T"), pre_normalized="T")
     depth = np.linspace(100, 900, 9)
     np.save(tmp_path / "a.npy", np.hstack([adata.X.toarray(), depth[:, None]]))
     check(
-        embed_with_warning(tmp_path / "a.npy", model_dir, pre_normalized="A", target="a1"),
+        encode_with_warning(tmp_path / "a.npy", engine, pre_normalized="A", target="a1"),
         pre_normalized="A",
         target="a1",
         totals=depth,
     )
     adata.layers["counts"] = adata.X.copy()
     adata.X = sp.csr_matrix(adata.X.shape, dtype=np.float32)
-    check(embed_with_warning(adata, model_dir, layer="counts"))
+    check(encode_with_warning(adata, engine, layer="counts"))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +219,7 @@ def test_a_failure_midway_keeps_the_older_output(
     out = tmp_path / f"out.{suffix}"
     embed_with_warning(adata, model_dir, out)
     older = {path: path.read_bytes() for path in [out, *out.rglob("*")] if path.is_file()}
-    monkeypatch.setattr(embed_module, "READ_CELLS", 4)
+    monkeypatch.setattr(encode_module, "READ_CELLS", 4)
     adata.X.data[-1] = 0.5
     with pytest.raises(DataError, match="already normalised"):
         embed(adata, model_dir, out)
@@ -213,22 +227,23 @@ def test_a_failure_midway_keeps_the_older_output(
     assert {path: path.read_bytes() for path in [out, *out.rglob("*")] if path.is_file()} == older
 
 
-def test_only_cells_without_counts(adata: AnnData, model_dir: Path) -> None:
+def test_only_cells_without_counts(adata: AnnData, engine: Engine) -> None:
     adata.X = sp.csr_matrix(adata.X.shape, dtype=np.float32)
     with pytest.warns(UserWarning, match="9 of 9 cells"):
-        assert np.isnan(embed(adata, model_dir)).all()
+        assert np.isnan(encode_source(adata, engine)).all()
     with pytest.raises(ServingError, match="No row has counts"):
-        embed(adata, model_dir, input_type="bulk")
+        encode_source(adata, engine, input_type="bulk")
 
 
 def test_official_expectations_and_parts(shared: Path, tmp_path: Path) -> None:
     genes = load("scfoundation").genes
     csv = shared / "parity" / "baron_10cells.csv"
     import_official(shared / "parity" / "tiny.ckpt", tmp_path / "cell", vocab_genes=genes, part="cell")
+    official = open_engine(tmp_path / "cell")
     expected = np.load(shared / "parity" / "expected_cell_all_t4.npy")
-    np.testing.assert_allclose(embed(csv, tmp_path / "cell"), expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(encode_source(csv, official), expected, atol=1e-4, rtol=0)
     with pytest.warns(UserWarning, match="part 'cell' .* expression output is made for part gene"):
-        embed(csv, tmp_path / "cell", output="expression")
+        encode_source(csv, official, output="expression")
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -243,13 +258,13 @@ def test_a_store_is_a_source(source: Path, model_dir: Path, tmp_path: Path, engi
     )
     assert set(after.obs_names) <= {f"barcode{row}" for row in range(9)}
     with pytest.raises(ServingError, match="store of raw counts"):
-        embed(store, model_dir, pre_normalized="T")
+        encode_source(store, engine, pre_normalized="T")
 
 
-def test_a_folder_of_something_else_is_never_replaced(source: Path, engine: Engine, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_never_replaced(source: Path, model_dir: Path, tmp_path: Path) -> None:
     thesis = tmp_path / "thesis.zarr"
     thesis.mkdir()
     (thesis / "chapter.txt").write_text("text")
     with pytest.raises(ServingError, match=r"thesis\.zarr is a folder and no earlier embedding"):
-        embed(source, engine, thesis)
+        embed(source, model_dir, thesis)
     assert (thesis / "chapter.txt").is_file()
