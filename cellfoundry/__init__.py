@@ -14,12 +14,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cellfoundry_data.ingest import ingest
-    from cellfoundry_serving.client import Client
-
     from cellfoundry import tl
     from cellfoundry.model import Model, load
+    from cellfoundry_data.ingest import ingest
     from cellfoundry_data.loader import ShardDataset
+    from cellfoundry_serving.client import Client
     from cellfoundry_serving.embed import embed
 
 __version__ = "0.1.0"

@@ -22,7 +22,7 @@ def list_suites() -> None:
 
 @app.command()
 def run(
-    names: list[str] = typer.Argument(..., metavar="NAME...", help="Suites to run, see `bench list`."),
+    names: list[str] = typer.Argument(..., metavar="NAME", help="Suites to run, see `bench list`."),
     out: Path | None = typer.Option(
         None, help="Folder for one JSON file a suite. Default: benchmarks/results/DATE-PROCESSOR."
     ),

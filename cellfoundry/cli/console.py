@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
@@ -87,11 +88,20 @@ def print_warnings_as_lines() -> None:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if category is UserWarning and "cellfoundry" in filename and str(message) not in seen:
+        if category is UserWarning and is_ours(filename) and str(message) not in seen:
             seen.add(str(message))
             print(f"warning: {message}", file=sys.stderr, flush=True)
 
     warnings.showwarning = show
+
+
+def is_ours(filename: str) -> bool:
+    """Whether a source file belongs to our packages; a checkout or environment below ``cellfoundry/`` does not."""
+    parts = Path(filename).parts
+    if "site-packages" in parts:
+        parts = parts[len(parts) - parts[::-1].index("site-packages") :]
+    packages = {module.partition(".")[0] for module in LAYER_ERRORS} | {"cellfoundry"}
+    return not packages.isdisjoint(parts[:-1])
 
 
 LAYER_ERRORS = {
@@ -113,7 +123,7 @@ def user_message(error: BaseException) -> str | None:
     )
     if isinstance(error, loaded):
         return " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}."
+        return f"{where}{error.strerror or error}."  # HDF5 gives its reason as the message only
     return None

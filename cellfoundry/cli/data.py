@@ -18,7 +18,7 @@ app = typer.Typer(
 def ingest(
     sources: list[str] = typer.Argument(
         ...,
-        metavar="SRC...",
+        metavar="SRC",
         help="Raw counts: .h5ad, .zarr (AnnData), 10x .h5 or mtx folder, .csv/.tsv (cells x genes), .npy/.npz.",
     ),
     store: Path = typer.Option(

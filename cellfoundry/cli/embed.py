@@ -61,7 +61,7 @@ def embed(
         ...,
         metavar="SRC",
         help=".h5ad, .zarr (AnnData), 10x .h5 or mtx folder, .csv/.tsv (cells x genes), .npy/.npz with the "
-        "vocabulary's columns.",
+        "vocabulary's columns, or a store.",
     ),
     model: Path = typer.Option(..., help="Model directory (or the directory of an export)."),
     out: Path = typer.Option(..., help="File to write: .h5ad, .npy, .parquet or .zarr."),
@@ -85,7 +85,9 @@ def embed(
     engine: EngineName = typer.Option(
         EngineName.auto, help="auto takes torch where weights are, else ONNX Runtime."
     ),
-    precision: Precision = typer.Option(Precision.fp32, help="bf16 is faster and exact to about 1e-2."),
+    precision: Precision = typer.Option(
+        Precision.fp32, help="bf16 is for GPUs; it is off by about 1 % of the largest number."
+    ),
     layer: str | None = typer.Option(None, help="Matrix to read: a layer's name or 'raw'. Default: X."),
 ) -> None:
     """Embed every cell; rows keep the source's order, cells without counts become NaN."""

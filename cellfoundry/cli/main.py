@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 
 import typer
 
@@ -45,12 +47,18 @@ def root(
     """Raw single-cell counts in; a pretrained scFoundation-style model, its embeddings and an endpoint out."""
 
 
+def terminate(signal_number: int, _: FrameType | None) -> None:
+    """SIGTERM, as a scheduler sends it, cleans up like Ctrl-C: half-written outputs go."""
+    sys.exit(128 + signal_number)
+
+
 def run() -> None:
-    """Entry point: exit code 2 and one sentence for what a user can mend, 130 for Ctrl-C."""
+    """Entry point: exit code 2 and one sentence for what a user can mend, 130 for Ctrl-C, 143 for SIGTERM."""
     # Ray asks for a token file in the home directory and reports usage unless told otherwise before its import.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     print_warnings_as_lines()
+    signal.signal(signal.SIGTERM, terminate)
     try:
         app()
     except KeyboardInterrupt:

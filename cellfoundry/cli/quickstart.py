@@ -15,7 +15,7 @@ def quickstart(
         False, "--fresh", help="Start over instead of keeping stages already finished."
     ),
 ) -> None:
-    """Ingest, pretrain, export, embed, serve and report on 1,937 real pancreas cells: offline, CPU, about 4 minutes."""
+    """Ingest, pretrain, export, embed, serve and report on 1,937 real pancreas cells: offline, CPU, under 4 minutes."""
     from cellfoundry.quickstart import quickstart as run_quickstart
 
     with ProgressDisplay() as progress:

@@ -17,7 +17,7 @@ def serve(
     host: str = typer.Option(
         "127.0.0.1", help="Address to listen on; only loopback, until keys are supported."
     ),
-    port: int = typer.Option(8000, min=0, max=65535, help="TCP port."),
+    port: int = typer.Option(8000, min=0, max=65535, help="TCP port; 0 takes a free one."),
 ) -> None:
     """Serve embeddings over the Open Inference Protocol (V2) and JSON; SIGTERM and Ctrl-C drain."""
     from cellfoundry_serving.endpoint.server import serve as run_server

@@ -25,14 +25,13 @@ def pretrain(
         [],
         "--set",
         metavar="KEY=VALUE",
-        help="Override one value of the config, e.g. learning_rate=1e-3. Repeatable.",
+        help="Override one value of the config, e.g. max_steps=1000 or model.encoder_depth=4. Repeatable.",
     ),
     resume: bool = typer.Option(False, "--resume", help="Go on from the run's last checkpoint."),
 ) -> None:
     """Pretrain with the read-depth-aware masked objective; the model directory is RUN/model."""
-    from cellfoundry_training.pretrain import pretrain as run_pretrain
-
     from cellfoundry_training.config import load_config
+    from cellfoundry_training.pretrain import pretrain as run_pretrain
 
     settings = load_config(config, set_)
     with ProgressDisplay() as progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import warnings
@@ -93,6 +94,40 @@ def test_every_promised_command_has_help(command: tuple[str, ...]) -> None:
     result = cellfoundry(*command, "--help")
     assert result.returncode == 0
     assert "Usage: cellfoundry" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "suffix"), [(signal.SIGINT, 130, "zarr"), (signal.SIGTERM, 143, "npy")]
+)
+def test_a_stopped_command_leaves_nothing(
+    number: int, code: int, suffix: str, model_dir: Path, tmp_path: Path
+) -> None:
+    source = write_h5ad(tmp_path / "cells.h5ad", np.ones((200_000, len(GENES))), GENES)
+    process = subprocess.Popen(
+        [str(COMMAND), "embed", str(source), "--model", str(model_dir), "--out", f"out.{suffix}"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A parent may have Ctrl-C ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("embed: ")
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_warnings_of_libraries_stay_quiet_even_below_a_folder_of_our_name() -> None:
+    from cellfoundry.cli.console import is_ours
+
+    installed = "/home/me/cellfoundry/.venv/lib/python3.12/site-packages"
+    assert is_ours("/home/me/cellfoundry/data_platform/cellfoundry_data/source_cells.py")
+    assert is_ours(f"{installed}/cellfoundry_serving/encode.py")
+    assert is_ours(f"{installed}/cellfoundry/model.py")
+    assert not is_ours(f"{installed}/anndata/_core/anndata.py")
 
 
 def test_version_is_the_packages() -> None:

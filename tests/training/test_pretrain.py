@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.errors import DataError
@@ -184,6 +188,26 @@ def test_resume_with_other_values_is_refused(
 def test_resume_of_nothing_is_refused(store: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"no config\.yaml to resume from"):
         pretrain(small_config(), store, tmp_path / "never", resume=True)
+
+
+def test_a_cluster_started_for_the_run_has_no_more_cpus_than_the_machine(store: Path, tmp_path: Path) -> None:
+    """The preset 100m asks for 64 workers; on a laptop they must not all start."""
+    code = (
+        "import os, sys\nfrom cellfoundry_training.config import load_config\n"
+        "from cellfoundry_training.pretrain import pretrain\n"
+        "pretrain(load_config('tiny', [f'workers={os.cpu_count() + 1}', 'validation_share=0.2']), *sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, str(store), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
+    assert f"the cluster has {os.cpu_count()} CPUs: set fewer" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gpu_run_without_gpus_is_refused(ray_local: None, store: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the machine has a GPU")
+    with pytest.raises(TrainingError, match="the cluster has 0 GPUs: lower workers or choose device=cpu"):
+        pretrain(small_config("device=cuda"), store, tmp_path / "run")
 
 
 def test_more_workers_than_the_cluster_has_is_refused(ray_local: None, store: Path, tmp_path: Path) -> None:

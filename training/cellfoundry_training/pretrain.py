@@ -90,7 +90,7 @@ def pretrain(
     store_path, files = Path(store).resolve(), RunFiles(Path(run_dir).resolve())
     _check_store(open_store(store_path), config)
     _check_run(config, files, resume)
-    with ray_cluster(config.workers):
+    with ray_cluster():
         device = _choose_device(config)
         files.folder.mkdir(parents=True, exist_ok=True)
         config.write(files.config)
@@ -136,10 +136,13 @@ def _choose_device(config: PretrainConfig) -> str:
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
     if config.device == "cuda" and gpus < config.workers:
         raise TrainingError(
-            f"device is cuda and workers {config.workers}, but the cluster has {gpus} GPUs: lower workers"
+            f"device is cuda and workers {config.workers}, but the cluster has {gpus} GPUs: lower workers or choose "
+            "device=cpu"
         )
     if cpus < config.workers:
-        raise TrainingError(f"workers is {config.workers}, but the cluster has {cpus} CPUs: lower workers")
+        raise TrainingError(
+            f"workers is {config.workers}, but the cluster has {cpus} CPUs: set fewer, such as --set workers={cpus}"
+        )
     if config.device == "auto":
         return "cuda" if gpus >= config.workers else "cpu"
     return config.device
