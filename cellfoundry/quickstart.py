@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cellfoundry_bench.atomic import write_text
+
 if TYPE_CHECKING:
     from cellfoundry_training.config import PretrainConfig
 
@@ -59,9 +61,7 @@ class _Run:
         self.record = {stage: self.record[stage] for stage in kept}
         started = time.monotonic()
         self.record[name] = {**work(self, progress), "seconds": time.monotonic() - started}
-        temporary = self._record_file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"key": self._key, "stages": self.record}, indent=2), "utf-8")
-        temporary.replace(self._record_file)
+        write_text(self._record_file, json.dumps({"key": self._key, "stages": self.record}, indent=2))
 
 
 def _key(donor: Path | None, config: PretrainConfig) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PLAIN_LINE_EVERY_S = 5.0
+SHORTEST_TIMED_S = 0.01
 
 
 def duration(seconds: float) -> str:
@@ -28,7 +29,8 @@ class ProgressDisplay:
         self._stream = stream or sys.stderr
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, float] = {}
+        self._done: dict[str, int] = {}
+        self._began: dict[str, tuple[int, float]] = {}
         self._last_call = time.monotonic()
         self._printed: dict[str, float] = {}
 
@@ -58,17 +60,22 @@ class ProgressDisplay:
     def __call__(self, label: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` (0 where unknown) is through for the task ``label``."""
         now = time.monotonic()
-        # A task began when the one before it was last heard of: its first call may come with work already done.
-        started = self._started.setdefault(label, self._last_call)
-        self._last_call = now
-        rate = done / max(now - started, 1e-3)
+        # Work began when the task last said that nothing new is done, else when the task before it was last heard of:
+        # a first call may come with work already done.
+        if done == self._done.get(label, 0):
+            self._began[label] = (done, now)
+        done_before, began = self._began.setdefault(label, (0, self._last_call))
+        self._done[label], self._last_call = done, now
+        rate = (done - done_before) / (now - began) if now - began > SHORTEST_TIMED_S else 0.0
         if self._bars:
             if label not in self._tasks:
                 self._tasks[label] = self._bars.add_task(label, total=total or None, rate="")
             self._bars.update(
                 self._tasks[label], completed=done, total=total or None, rate=f"{rate:,.1f}/s" if rate else ""
             )
-        elif done >= total > 0 or now - self._printed.get(label, -PLAIN_LINE_EVERY_S) >= PLAIN_LINE_EVERY_S:
+        elif label not in self._printed or (
+            done != done_before and (done >= total > 0 or now - self._printed[label] >= PLAIN_LINE_EVERY_S)
+        ):
             self._printed[label] = now
             eta = f", eta {duration((total - done) / rate)}" if rate and done < total else ""
             pace = f" ({rate:,.1f}/s{eta})" if rate else ""

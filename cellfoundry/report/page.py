@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from cellfoundry.report.figures import horizontal_bars, loss_curve, umap_scatter
+from cellfoundry_bench.atomic import write_text
 
 PACKAGES = (
     "cellfoundry",
@@ -111,8 +112,4 @@ def write_page(out: Path, record: dict[str, Any], plots: dict[str, Any]) -> Path
             ("Versions", _versions()),
         ],
     )
-    target = out / "report.html"
-    temporary = out / ".report.html.tmp"
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(target)
-    return target
+    return write_text(out / "report.html", html)

@@ -120,16 +120,6 @@ def test_a_stopped_command_leaves_nothing(
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_warnings_of_libraries_stay_quiet_even_below_a_folder_of_our_name() -> None:
-    from cellfoundry.cli.console import is_ours
-
-    installed = "/home/me/cellfoundry/.venv/lib/python3.12/site-packages"
-    assert is_ours("/home/me/cellfoundry/data_platform/cellfoundry_data/source_cells.py")
-    assert is_ours(f"{installed}/cellfoundry_serving/encode.py")
-    assert is_ours(f"{installed}/cellfoundry/model.py")
-    assert not is_ours(f"{installed}/anndata/_core/anndata.py")
-
-
 def test_version_is_the_packages() -> None:
     import importlib.metadata
 

@@ -231,9 +231,11 @@ def _following(metrics: Path, config: PretrainConfig, progress: Progress | None)
 
 def _follow(metrics: Path, config: PretrainConfig, progress: Progress, finished: threading.Event) -> None:
     label = "pretrain (steps)"
-    progress(label, 0, config.max_steps or 0)
-    reported = 0
+    before = history.last_step(metrics)
+    first = reported = before["step"] if before else 0
     while True:
+        if reported == first:  # again and again while ranks start, which the rate of steps must not count
+            progress(label, first, config.max_steps or 0)
         last_look = finished.wait(PROGRESS_EVERY_S)
         record = history.last_step(metrics)
         if record is not None and record["step"] != reported:
