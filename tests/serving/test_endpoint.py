@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -173,6 +176,19 @@ def test_lying_sizes_are_refused(url: str, header: str | None, size: int, tail: 
     response = httpx.post(url + INFER, content=document + bytes(tail), headers=headers)
     assert response.status_code == 400
     assert list(response.json()) == ["error"]
+
+
+def test_a_client_that_leaves_midway_is_no_failure_of_the_server(engine: Engine) -> None:
+    with running(engine) as url:
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port)) as client:
+            client.sendall(b"POST /v1/embed HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{")
+        deadline = time.monotonic() + 20
+        metrics = ""
+        while 'status="499"' not in metrics and time.monotonic() < deadline:
+            metrics = httpx.get(f"{url}/metrics").text
+    assert 'cellfoundry_requests_total{status="499"} 1' in metrics
+    assert 'status="500"' not in metrics
 
 
 def test_limits_and_metrics(engine: Engine) -> None:

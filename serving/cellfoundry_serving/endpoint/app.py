@@ -15,6 +15,7 @@ import numpy.typing as npt
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_model.errors import ModelError
@@ -165,16 +166,22 @@ def read_conventions(fields: dict[str, Any]) -> Conventions:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The body, or 413 as soon as it is known to be longer than ``limit`` bytes."""
+    """The body, or 413 as soon as it is known to be longer than ``limit`` bytes.
+
+    A client that leaves midway is counted under 499, as web servers do; nobody reads the answer.
+    """
     too_large = RequestError(f"The body is larger than {limit} bytes; send fewer cells at once.", 413)
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_large
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_large
+    except ClientDisconnect as error:
+        raise RequestError("The client left before its body ended.", 499) from error
     return bytes(body)
 
 
