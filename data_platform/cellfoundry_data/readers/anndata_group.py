@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -44,8 +45,9 @@ class AnnDataGroupSource(CountsSource):
             )
         super().__init__(path, obs=obs, gene_names=var.index.tolist(), alternative_names=name_columns(var))
 
+    @abstractmethod
     def _open(self, path: str) -> AbstractContextManager[Any]:
-        raise NotImplementedError
+        """The file's root group, closed at the end of the block."""
 
     def blocks(self, block_cells: int = 4096) -> Iterator[tuple[int, sp.csr_matrix]]:
         """Yield (first row, float32 CSR) in row order."""
