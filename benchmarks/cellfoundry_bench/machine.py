@@ -78,7 +78,9 @@ def commit() -> str | None:
     if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
         return None
     head = _git(here.parent, "rev-parse", "HEAD")
-    changes = _git(here.parent, "status", "--porcelain", "--untracked-files=no")
+    # Results that this run has just written are no change of what it measures.
+    measured = ("--", ":/", ":(top,exclude)benchmarks/results")
+    changes = _git(here.parent, "status", "--porcelain", "--untracked-files=no", *measured)
     return f"{head}+changes" if head and changes else head
 
 
