@@ -45,7 +45,8 @@ def linear_probe(features: npt.NDArray[np.float32], labels: npt.NDArray[np.str_]
         labels: str, (cells,).
     """
     accuracies, f1_scores = [], []
-    # Too small to share: on a busy machine BLAS threads spinning for each other took 200 s where one takes 1.4 s.
+    # Too small to share: with BLAS threads that spin for each other this step took about 200 s on a busy machine, the
+    # fits by one thread take 1.4 s.
     with threadpool_limits(1):
         for train, test in StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(features, labels):
             probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
