@@ -14,7 +14,7 @@ def embed(adata: AnnData, model: Model, *, key_added: str = "X_cellfoundry", **o
     """Write every cell's embedding to ``adata.obsm[key_added]``.
 
     Args:
-        adata: raw counts in ``X`` (or in the layer that ``layer`` names).
+        adata: raw counts in ``X``, in a layer or in ``raw`` (``layer`` names it; else the first with whole counts).
         model: from ``cf.load``.
         key_added: key in obsm; ``sc.pp.neighbors(adata, use_rep=key_added)`` goes on from there.
         **options: ``pool``, ``target``, ``input_type``, ``pre_normalized``, ``layer`` of ``Model.encode``.

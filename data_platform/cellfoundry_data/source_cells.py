@@ -13,6 +13,8 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
+from .aliases import Aliases
+from .aligned_cells import COUNT_LIMIT, BadEntryError, aligned_cells
 from .batch import CellBatch
 from .errors import DataError
 from .readers import CountsSource, open_source
@@ -33,10 +35,15 @@ class SourceCells:
         vocab: the target gene axis.
         values: "counts" refuses non-integers; "normalized" takes any finite value >= 0.
         total_column: the last column holds each cell's total count and is split off (``--pre-normalized A``).
-        layer: which matrix of an AnnData; None is ``X``.
+        layer: which matrix: "X", "raw" or a layer's name. None is the first that holds whole numbers, with a
+            UserWarning where that is not ``X``; for "normalized" values it is always ``X``.
+        aliases: other names of genes, see ``vocabulary.align``.
 
     Attributes:
         n_cells: number of cells.
+        format: short name of the source's format.
+        matrix_name: which of its matrices is read: "X", "raw" or "layers/<name>".
+        row_access: whether ``blocks`` may start at any row without a scan.
         obs: one row a cell.
         obs_names: str, (cells,).
         alignment: where each gene column went.
@@ -44,7 +51,8 @@ class SourceCells:
 
     Raises:
         DataError: the source cannot be read or shares no gene with the vocabulary; ``blocks`` raises it for a
-            negative, NaN or infinite value and, for counts, a non-integer.
+            negative, NaN or infinite value and, for counts, a fraction or a value from 2**32 on. Counts
+            are float32, so those above 2**24 are rounded to 24 bits.
     """
 
     def __init__(
@@ -55,20 +63,30 @@ class SourceCells:
         values: Values = "counts",
         total_column: bool = False,
         layer: str | None = None,
+        aliases: Aliases | None = None,
     ) -> None:
+        wanted = "X" if layer is None and values == "normalized" else layer
         self._source: CountsSource = (
-            AnnDataSource(source, layer)
+            AnnDataSource(source, wanted)
             if isinstance(source, anndata.AnnData)
-            else open_source(source, layer=layer)
+            else open_source(source, layer=wanted)
         )
         self._vocab = vocab
         self._values = values
         self._total_column = total_column
         self.n_cells = self._source.n_cells
-        self.obs: pd.DataFrame = self._source.obs
-        self.obs_names = self._source.obs_names
-        self.alignment = self._align()
+        self.format = self._source.format
+        self.matrix_name = self._source.matrix_name
+        self.row_access = self._source.row_access
+        self.alignment = self._align(aliases)
         self.counts_read = 0.0
+        if wanted is None and self.matrix_name != "X":
+            warnings.warn(
+                f"{self._source.name}: reads {self.matrix_name}, the first of its matrices that holds whole numbers; "
+                "--layer X reads X.",
+                UserWarning,
+                stacklevel=2,
+            )
         if self.alignment.duplicates:
             warnings.warn(
                 f"{self._source.name}: {self.alignment.duplicates} gene columns repeat a gene that another "
@@ -77,22 +95,47 @@ class SourceCells:
                 stacklevel=2,
             )
 
-    def blocks(self, block_cells: int = 4096) -> Iterator[tuple[CellBatch, npt.NDArray[np.float64] | None]]:
-        """Yield (cells, total counts) of at most ``block_cells`` cells in row order.
+    @property
+    def obs(self) -> pd.DataFrame:
+        """One row a cell; read when first asked for."""
+        return self._source.obs
+
+    @property
+    def obs_names(self) -> npt.NDArray[np.str_]:
+        """Names of the cells, (cells,)."""
+        return self._source.obs_names
+
+    def obs_rows(self, start: int, stop: int) -> pd.DataFrame:
+        """obs of cells [start, stop); of a large source only these rows are read and held."""
+        return self._source.obs_rows(start, stop)
+
+    def blocks(
+        self, block_cells: int = 4096, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[CellBatch, npt.NDArray[np.float64] | None]]:
+        """Yield (cells, total counts) of at most ``block_cells`` cells of rows [start, stop), in order.
 
         ``row_ids`` are rows of the source. Totals are float64, (cells,), or None without ``total_column``.
         """
-        for first_row, block in self._source.blocks(block_cells):
+        for first_row, block in self._source.blocks(block_cells, start, stop):
             totals = None
             if self._total_column:
                 totals = block[:, [-1]].toarray().ravel().astype(np.float64)
                 self._check_totals(first_row, totals)
                 block = block[:, :-1]
-            self._check_values(first_row, block)
-            self.counts_read += float(block.data.sum(dtype=np.float64))
-            yield aligned_cells(block, self.alignment.column_to_gene, len(self._vocab), first_row), totals
+            try:
+                cells, total = aligned_cells(
+                    block,
+                    self.alignment.column_to_gene,
+                    len(self._vocab),
+                    first_row,
+                    counts=self._values == "counts",
+                )
+            except BadEntryError as error:
+                raise self._bad_value(first_row, block, error) from None
+            self.counts_read += total
+            yield cells, totals
 
-    def _align(self) -> GeneAlignment:
+    def _align(self, aliases: Aliases | None) -> GeneAlignment:
         source, n_genes = self._source, self._source.n_columns - self._total_column
         if source.in_vocabulary_columns:
             if n_genes != len(self._vocab):
@@ -117,6 +160,7 @@ class SourceCells:
                 source.gene_names[:n_genes],
                 self._vocab,
                 [names[:n_genes] for names in source.alternative_names],
+                aliases,
             )
         except DataError as error:
             hint = self._transposed_hint()
@@ -124,32 +168,28 @@ class SourceCells:
 
     def _transposed_hint(self) -> str:
         """What to add to the message of a matrix without a known gene among its columns."""
-        first_rows = self.obs_names[:1000]
-        genes = first_rows[find_genes(first_rows.tolist(), self._vocab) >= 0]
-        if not len(genes):
+        first_rows = self.obs_rows(0, min(1000, self.n_cells)).index.tolist()
+        found = find_genes(first_rows, self._vocab) >= 0
+        genes = [name for name, is_gene in zip(first_rows, found, strict=True) if is_gene]
+        if not genes:
             return ""
         return f"; its rows are named after genes ({', '.join(genes[:3])}), so transpose it to cells x genes"
 
-    def _check_values(self, first_row: int, block: sp.csr_matrix) -> None:
-        name, values = self._source.name, block.data
-        if not len(values):
-            return
-        # min and max propagate NaN, so two passes without a mask clear a sound block.
-        if not (values.min() >= 0 and values.max() < np.inf):
-            entry = int(np.argmin(np.isfinite(values) & (values >= 0)))
-            limit = "counts cannot be negative" if values[entry] < 0 else "values must be finite"
-            row, gene = self._locate(first_row, block, entry)
-            raise DataError(f"{name}: row {row}, gene {gene} has the value {values[entry]:g}; {limit}.")
-        if self._values == "counts":
-            fractional = values != np.rint(values)
-            if fractional.any():
-                entry = int(np.argmax(fractional))
-                row, gene = self._locate(first_row, block, entry)
-                raise DataError(
-                    f"{name}: the values look already normalised (row {row}, gene {gene} = "
-                    f"{values[entry]:g}); give raw counts (--layer names another matrix of the file), or embed "
-                    "log-normalised values with --pre-normalized T."
-                )
+    def _bad_value(self, first_row: int, block: sp.csr_matrix, error: BadEntryError) -> DataError:
+        row, gene = self._locate(first_row, block, error.entry)
+        value = f"{block.data[error.entry]:g}"
+        if error.problem == "fraction":
+            return DataError(
+                f"{self._source.name}: the values look already normalised (row {row}, gene {gene} = {value}); give "
+                "raw counts (--layer names another matrix of the file), or embed log-normalised values with "
+                "--pre-normalized T."
+            )
+        limit = {
+            "negative": "counts cannot be negative",
+            "not finite": "values must be finite",
+            "too large": f"a gene's counts must stay below {COUNT_LIMIT:,.0f}",
+        }[error.problem]
+        return DataError(f"{self._source.name}: row {row}, gene {gene} has the value {value}; {limit}.")
 
     def _check_totals(self, first_row: int, totals: npt.NDArray[np.float64]) -> None:
         bad = ~(np.isfinite(totals) & (totals >= 0))
@@ -168,28 +208,4 @@ class SourceCells:
         return self._row_name(first_row + row), names[column]
 
     def _row_name(self, row: int) -> str:
-        return f"{row} ({self.obs_names[row]})"
-
-
-def aligned_cells(
-    block: sp.csr_matrix, column_to_gene: npt.NDArray[np.int32], n_genes: int, first_row: int = 0
-) -> CellBatch:
-    """Move a block's columns to their genes: zeros and dropped columns go, equal genes are summed.
-
-    Args:
-        block: float32 CSR, (cells, columns), values >= 0.
-        column_to_gene: int32, (columns,); -1 drops a column.
-        n_genes: size of the vocabulary.
-        first_row: row id of the block's first cell.
-    """
-    genes = column_to_gene[block.indices]
-    kept = np.flatnonzero((genes >= 0) & (block.data != 0))
-    indptr = np.searchsorted(kept, block.indptr)
-    aligned = sp.csr_matrix((block.data[kept], genes[kept], indptr), shape=(block.shape[0], n_genes))
-    aligned.sum_duplicates()  # sorts each cell by gene, too
-    return CellBatch(
-        indptr=aligned.indptr.astype(np.int64),
-        gene_ids=aligned.indices.astype(np.int32, copy=False),
-        counts=aligned.data,
-        row_ids=np.arange(first_row, first_row + block.shape[0], dtype=np.int64),
-    )
+        return f"{row} ({self.obs_rows(row, row + 1).index[0]})"

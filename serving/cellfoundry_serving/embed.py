@@ -66,7 +66,7 @@ def embed(
         pre_normalized: see ``encode_source``.
         engine: "auto", "torch", "onnx" or "tensorrt".
         precision: "fp32" or "bf16".
-        layer: matrix of an AnnData to read, by default X.
+        layer: matrix of an AnnData to read; by default the first with whole counts, X with ``pre_normalized``.
         progress: called with ("embed", cells done, cells).
 
     Raises:

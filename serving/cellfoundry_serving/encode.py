@@ -54,7 +54,7 @@ def encode_source(
         target: depth T asked for: "tN", "fN" or "aN".
         input_type: "singlecell" or "bulk"; bulk counts are scaled to the median total of all rows.
         pre_normalized: "F" raw counts, "T" log-normalised, "A" log-normalised with totals in the last column.
-        layer: matrix of an AnnData to read, by default X.
+        layer: matrix of an AnnData to read; by default the first with whole counts, X with ``pre_normalized``.
         progress: called with ("embed", cells done, cells).
 
     Raises:
@@ -148,9 +148,11 @@ def open_cells(
             total_column=pre_normalized == "A",
             layer=layer,
         )
-    if pre_normalized != "F" or layer is not None:
-        raise ServingError(f"{src} is a store of raw counts; leave out --layer and --pre-normalized.")
-    return StoreCells(src, vocab)
+    if pre_normalized == "A" or layer is not None:
+        raise ServingError(
+            f"{src} is a store, which has no layers and no column of totals; leave out --layer and --pre-normalized A."
+        )
+    return StoreCells(src, vocab, normalized=pre_normalized == "T")
 
 
 def median_total(cells: SourceCells | StoreCells) -> float:

@@ -21,24 +21,34 @@ def is_store(path: str | Path) -> bool:
 
 
 class StoreCells:
-    """Reads a store the way SourceCells reads a file; a store holds raw counts.
+    """Reads a store the way SourceCells reads a file.
+
+    Args:
+        path: folder of the store.
+        vocab: the model's genes.
+        normalized: the cells are taken as normalised values, else as raw counts; the store says what they are.
 
     Attributes:
         n_cells: cells of the store.
         obs: one row a cell, indexed by the cell's name in its source.
 
     Raises:
-        ServingError: the store has another vocabulary than the model.
+        ServingError: the store has another vocabulary than the model, or holds counts where normalised values are
+            wanted, or the other way round.
         DataError: a damaged store.
     """
 
-    def __init__(self, path: str | Path, vocab: Vocabulary) -> None:
+    def __init__(self, path: str | Path, vocab: Vocabulary, *, normalized: bool = False) -> None:
         self._store = open_store(path)
         if self._store.vocabulary.hash != vocab.hash:
             raise ServingError(
                 f"{path} was ingested with another vocabulary than the model's; ingest its sources again with "
                 "the model's vocab.tsv, or embed the sources themselves."
             )
+        if normalized and self._store.values == "counts":
+            raise ServingError(f"{path} is a store of raw counts; leave out --pre-normalized.")
+        if not normalized and self._store.values != "counts":
+            raise ServingError(f"{path} is a store of normalised values; embed it with --pre-normalized T.")
         self.n_cells = self._store.n_cells
         self.obs: pd.DataFrame = self._store.obs_frame().set_index(OBS_CELL_NAME)
         self.obs.index = self.obs.index.astype(str)

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import anndata
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
+import scipy.sparse as sp
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.store.cell_keys import cell_keys
+from cellfoundry_data.store.format import Profile, Values
 from cellfoundry_data.store.replace import replacing_store
 from cellfoundry_data.store.writer import finish_store, start_store, write_shard
 from cellfoundry_data.vocabulary import Vocabulary
 
 N_GENES = 3000
+
+
+def normalised(cells: CellBatch) -> CellBatch:
+    """The cells with values that are no whole numbers."""
+    return replace(cells, counts=np.log1p(cells.counts * np.float32(0.37)))
 
 
 def random_cells(n_cells: int, *, seed: int = 0, mean_nnz: int = 60) -> CellBatch:
@@ -51,6 +62,8 @@ def make_store() -> MakeStore:
         chunk_nnz: int = 400,
         seed: int = 0,
         more_obs: dict[str, pa.Array] | None = None,
+        values: Values = "counts",
+        profile: Profile = "compact",
     ) -> Path:
         vocabulary = Vocabulary(tuple(f"GENE{number}" for number in range(N_GENES)))
         keys = cell_keys(0, np.arange(len(cells)))
@@ -69,10 +82,46 @@ def make_store() -> MakeStore:
             entries = []
             for number, rows in enumerate(np.array_split(np.arange(len(cells)), shards)):
                 part = obs.slice(rows[0], len(rows))
+                shard = cells.select(rows)
                 entries.append(
-                    write_shard(folder, f"{number:05d}", cells.select(rows), keys[rows], part, chunk_nnz)
+                    write_shard(
+                        folder,
+                        f"{number:05d}",
+                        shard,
+                        keys[rows],
+                        part,
+                        chunk_nnz,
+                        values=values,
+                        profile=profile,
+                    )
                 )
-            finish_store(folder, vocabulary, entries, seed=seed, qc={"min_genes": 0}, sources=[])
+            finish_store(
+                folder,
+                vocabulary,
+                entries,
+                seed=seed,
+                qc={"min_genes": 0},
+                sources=[],
+                values=values,
+                profile=profile,
+            )
         return path
 
     return make
+
+
+WriteSource = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def write_source() -> WriteSource:
+    """Write counts as h5ad, cells named after the file; gives the path as text."""
+
+    def write(path: Path, counts: sp.csr_matrix, genes: list[str], **obs: Any) -> str:
+        names = [f"{path.stem}_{row}" for row in range(counts.shape[0])]
+        frame = pd.DataFrame(obs, index=names)
+        adata = anndata.AnnData(counts.astype(np.float32), obs=frame, var=pd.DataFrame(index=genes))
+        adata.write_h5ad(path)
+        return str(path)
+
+    return write

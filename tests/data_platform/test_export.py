@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 
@@ -15,9 +17,9 @@ from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.errors import DataError
 from cellfoundry_data.store import export
 
-from .conftest import N_GENES, MakeStore, random_cells
+from .conftest import N_GENES, MakeStore, normalised, random_cells
 
-N_CELLS = 4500  # more than one block
+N_CELLS = 4500
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,30 @@ def test_parquet_holds_one_line_an_entry(store: Path, cells: CellBatch, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.obs.parquet", "cells.parquet"]
 
 
+def test_normalised_values_stay_float32(tmp_path: Path, make_store: MakeStore) -> None:
+    cells = normalised(random_cells(50, seed=2))
+    store = make_store(tmp_path / "store", cells, values="float32", profile="fast")
+    export(store, tmp_path / "cells.h5ad")
+    assert (as_matrix(cells) != anndata.read_h5ad(tmp_path / "cells.h5ad").X).nnz == 0
+    export(store, tmp_path / "cells.parquet")
+    long = pq.read_table(tmp_path / "cells.parquet")
+    assert long.column_names == ["cell", "gene", "value"]
+    np.testing.assert_array_equal(long["value"].to_numpy(), cells.counts)
+
+
+def test_exporting_takes_memory_for_a_block_and_not_for_the_store(
+    tmp_path: Path, store: Path, cells: CellBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["cellfoundry_data.store.export"], "BLOCK_NNZ", 12_000)
+    steps: list[int] = []
+    export(store, tmp_path / "cells.h5ad", progress=lambda label, done, total: steps.append(done))
+    blocks = np.diff([0, *steps])
+    assert len(blocks) > 7
+    assert (np.diff(cells.indptr[[0, *steps]]) <= 12_000).all()
+    assert steps[-1] == N_CELLS
+    assert (as_matrix(cells) != anndata.read_h5ad(tmp_path / "cells.h5ad").X).nnz == 0
+
+
 def test_a_failed_export_leaves_nothing(store: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"suffix must be one of \.h5ad, \.zarr, \.parquet"):
         export(store, tmp_path / "cells.loom")
@@ -86,6 +112,8 @@ def test_obs_that_pandas_or_anndata_would_trip_over(tmp_path: Path, make_store: 
         "primary": pa.array([True, None, False]),
         "cell": pa.array(["x", "y", None]).dictionary_encode(),
         "age": pa.array([1, None, 3]),
+        "_index": pa.array([4, 5, 6]),
+        "_index_": pa.array([7, 8, 9]),
     }
     store = make_store(tmp_path / "store", random_cells(3, seed=1), shards=1, more_obs=obs)
     for suffix in (".h5ad", ".zarr"):
@@ -95,6 +123,9 @@ def test_obs_that_pandas_or_anndata_would_trip_over(tmp_path: Path, make_store: 
         assert exported["primary"].isna().tolist() == [False, True, False]
         assert exported["primary"].dropna().tolist() == [True, False]
         assert exported["age"].dropna().tolist() == [1, 3]
+        assert exported["_index__"].tolist() == [4, 5, 6]
+        assert exported["_index_"].tolist() == [7, 8, 9]
+        assert exported.index.tolist() == ["cell0", "cell1", "cell2"]
     export(store, tmp_path / "cells.parquet")
     table = pd.read_parquet(tmp_path / "cells.obs.parquet")
     assert table["cell"].tolist() == ["cell0", "cell1", "cell2"]

@@ -13,15 +13,16 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
+from cellfoundry_data.aligned_cells import BadEntryError, aligned_cells
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.errors import DataError
-from cellfoundry_data.source_cells import SourceCells, aligned_cells
+from cellfoundry_data.source_cells import SourceCells
 from cellfoundry_data.vocabulary import Vocabulary, load
 
 VOCAB = Vocabulary(("CD3D", "MS4A1", "NKG7", "LYZ"))
 Dense = npt.NDArray[np.float32]
+Genes = npt.NDArray[np.int32]
 
 
 def make(dense: npt.ArrayLike, genes: list[str], form: type = sp.csr_matrix) -> anndata.AnnData:
@@ -56,35 +57,72 @@ def aligned_dense_twin(dense: Dense, column_to_gene: npt.NDArray[np.int32], n_ge
 
 
 @st.composite
-def alignments(draw: st.DrawFn) -> tuple[Dense, npt.NDArray[np.int32], int]:
-    n_cells, n_columns, n_genes = draw(st.integers(0, 6)), draw(st.integers(1, 9)), draw(st.integers(1, 6))
-    dense = draw(hnp.arrays(np.float32, (n_cells, n_columns), elements=st.integers(0, 5)))
-    column_to_gene = draw(hnp.arrays(np.int32, n_columns, elements=st.integers(-1, n_genes - 1)))
-    return dense, column_to_gene, n_genes
-
-
-@settings(max_examples=200)
-@given(alignments())
-def test_fast_path_equals_the_dense_twin(case: tuple[Dense, npt.NDArray[np.int32], int]) -> None:
-    dense, column_to_gene, n_genes = case
-    block = with_stored_zeros_unsorted(dense)
-    batch = aligned_cells(block, column_to_gene, n_genes, first_row=7)
-    np.testing.assert_array_equal(
-        dense_of(batch, n_genes), aligned_dense_twin(dense, column_to_gene, n_genes)
+def blocks(draw: st.DrawFn, values: st.SearchStrategy[float]) -> tuple[sp.csr_matrix, Genes, int]:
+    """CSR as files may hold it (columns in any order, repeated, stored zeros) and where its columns go."""
+    n_columns, n_genes = draw(st.integers(1, 9)), draw(st.sampled_from([1, 5, 64, 65, 200]))
+    rows = draw(st.lists(st.lists(st.tuples(st.integers(0, n_columns - 1), values), max_size=8), max_size=6))
+    if draw(st.booleans()):
+        rows = [sorted(dict(row).items()) for row in rows]
+    entries = [entry for row in rows for entry in row]
+    block = sp.csr_matrix(
+        (
+            np.array([value for _, value in entries], np.float32),
+            np.array([column for column, _ in entries], np.int32),
+            np.cumsum([0, *(len(row) for row in rows)]),
+        ),
+        shape=(len(rows), n_columns),
     )
+    in_order = st.lists(st.integers(0, n_genes - 1), min_size=n_columns, max_size=n_columns).map(sorted)
+    genes = draw(in_order | st.lists(st.integers(-1, n_genes - 1), min_size=n_columns, max_size=n_columns))
+    return block, np.array(genes, np.int32), n_genes
+
+
+@settings(max_examples=300, deadline=None)  # the first call compiles
+@given(blocks(st.integers(0, 5).map(float)), st.booleans())
+def test_fast_path_equals_the_dense_twin(case: tuple[sp.csr_matrix, Genes, int], counts: bool) -> None:
+    block, column_to_gene, n_genes = case
+    batch, total = aligned_cells(block, column_to_gene, n_genes, first_row=7, counts=counts)
+    np.testing.assert_array_equal(
+        dense_of(batch, n_genes), aligned_dense_twin(block.toarray(), column_to_gene, n_genes)
+    )
+    assert total == block.data.sum()
     assert (batch.counts > 0).all()
     for cell in range(len(batch)):
         assert (np.diff(batch.gene_ids[batch.indptr[cell] : batch.indptr[cell + 1]]) > 0).all()
     assert (batch.indptr.dtype, batch.gene_ids.dtype, batch.counts.dtype) == (np.int64, np.int32, np.float32)
-    assert batch.row_ids.tolist() == list(range(7, 7 + len(dense)))
+    assert batch.row_ids.tolist() == list(range(7, 7 + block.shape[0]))
 
 
-def with_stored_zeros_unsorted(dense: Dense) -> sp.csr_matrix:
-    """CSR that stores every entry, zeros too, columns descending: legal, and what some tools write."""
-    n_cells, n_columns = dense.shape
-    indices = np.tile(np.arange(n_columns - 1, -1, -1, dtype=np.int32), n_cells)
-    indptr = np.arange(n_cells + 1) * n_columns
-    return sp.csr_matrix((dense[:, ::-1].ravel(), indices, indptr), shape=dense.shape)
+def problem_of(value: float, counts: bool) -> str | None:
+    """The rules of a value one after another: what the checks without branches must equal."""
+    if value < 0:
+        return "negative"
+    if not np.isfinite(value):
+        return "not finite"
+    if counts and value != int(value):
+        return "fraction"
+    return "too large" if counts and value >= 2**32 else None
+
+
+@settings(max_examples=300, deadline=None)  # the first call compiles
+@given(
+    blocks(st.sampled_from([0.0, -0.0, 1, 2**24, 4294967040, 2**32, 1.5, -1, np.nan, np.inf])), st.booleans()
+)
+def test_the_first_value_that_cannot_be_taken(case: tuple[sp.csr_matrix, Genes, int], counts: bool) -> None:
+    block, column_to_gene, n_genes = case
+    problems = [(entry, problem_of(value, counts)) for entry, value in enumerate(block.data.tolist())]
+    bad = [found for found in problems if found[1]]
+    sums = aligned_dense_twin(block.toarray(), column_to_gene, n_genes)
+    if not bad and not (counts and (sums >= 2**32).any()):
+        batch, _ = aligned_cells(block, column_to_gene, n_genes, counts=counts)
+        np.testing.assert_array_equal(dense_of(batch, n_genes), sums)
+        return
+    with pytest.raises(BadEntryError) as error:
+        aligned_cells(block, column_to_gene, n_genes, counts=counts)
+    if (error.value.entry, error.value.problem) not in bad[:1]:  # then a sum of rows before is too large
+        assert error.value.problem == "too large"
+        row = int(np.searchsorted(block.indptr, error.value.entry, side="right")) - 1
+        assert (sums[row] >= 2**32).any()
 
 
 @pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix, sp.csr_array, np.asarray])
@@ -110,10 +148,10 @@ def test_view_layer_and_raw_in_memory() -> None:
     assert whole(SourceCells(view, VOCAB), 4).tolist() == [[0, 0, 0, 4]]
     assert whole(SourceCells(view, VOCAB, layer="twice"), 4).tolist() == [[0, 0, 0, 8]]
     assert whole(SourceCells(view, VOCAB, layer="raw"), 4).tolist() == [[3, 0, 0, 4]]
-    with pytest.raises(DataError, match="has no layer 'thrice'; it holds twice"):
+    with pytest.raises(DataError, match="has no 'layers/thrice'; it holds X, raw, layers/twice"):
         SourceCells(data, VOCAB, layer="thrice")
     data.raw = None
-    with pytest.raises(DataError, match="has no 'raw' matrix"):
+    with pytest.raises(DataError, match="has no 'raw'; it holds X, layers/twice"):
         SourceCells(data, VOCAB, layer="raw")
 
 
@@ -282,3 +320,84 @@ def test_real_files_keep_their_counts(file: str, shared: Path) -> None:
     kept = cells.alignment.column_to_gene >= 0
     total = sum(batch.totals().sum() for batch, _ in cells.blocks(1000))
     assert total == anndata.read_h5ad(path).X[:, kept].sum(dtype=np.float64)
+
+
+# --- which matrix ----------------------------------------------------------------------------------------
+
+COUNTS = np.array([[3, 0], [0, 5]], np.float32)
+NORMALISED = COUNTS / 3
+
+
+def with_matrices(
+    x: npt.ArrayLike, raw: npt.ArrayLike | None = None, **layers: npt.ArrayLike
+) -> anndata.AnnData:
+    data = make(x, ["CD3D", "LYZ"])
+    if raw is not None:
+        data.raw = make(raw, ["CD3D", "LYZ"])
+    for name, layer in layers.items():
+        data.layers[name] = sp.csr_matrix(np.asarray(layer, np.float32))
+    return data
+
+
+def as_source(data: anndata.AnnData, form: str, folder: Path) -> anndata.AnnData | Path:
+    if form == "memory":
+        return data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data.write_h5ad(folder / "a.h5ad") if form == "h5ad" else data.write_zarr(folder / "a.zarr")
+    return folder / f"a.{form}"
+
+
+@pytest.mark.parametrize("form", ["memory", "h5ad", "zarr"])
+@pytest.mark.parametrize(
+    ("data", "chosen"),
+    [
+        (with_matrices(COUNTS, raw=COUNTS, counts=COUNTS), "X"),
+        (with_matrices(NORMALISED, raw=COUNTS, counts=COUNTS, a=COUNTS), "layers/counts"),
+        (with_matrices(NORMALISED, raw=COUNTS, counts=NORMALISED, a=COUNTS), "raw"),
+        (with_matrices(NORMALISED, raw=NORMALISED, b=COUNTS, c=COUNTS), "layers/b"),
+        (with_matrices(-COUNTS, b=COUNTS), "layers/b"),
+        (with_matrices(NORMALISED, b=NORMALISED), "X"),
+    ],
+)
+def test_the_first_matrix_of_whole_numbers(
+    data: anndata.AnnData, chosen: str, form: str, tmp_path: Path
+) -> None:
+    source = as_source(data, form, tmp_path)
+    if chosen == "X":
+        assert SourceCells(source, VOCAB).matrix_name == "X"
+        return
+    with pytest.warns(
+        UserWarning, match=f"reads {chosen}, the first of its matrices that holds whole numbers"
+    ):
+        cells = SourceCells(source, VOCAB)
+    assert cells.matrix_name == chosen
+    assert whole(cells, 4).tolist() == [[3, 0, 0, 0], [0, 0, 0, 5]]
+    assert SourceCells(source, VOCAB, layer=chosen).matrix_name == chosen  # as it was printed
+    assert SourceCells(source, VOCAB, layer="X").matrix_name == "X"
+    assert SourceCells(source, VOCAB, values="normalized").matrix_name == "X"
+
+
+def test_cells_far_from_the_head_are_looked_at(tmp_path: Path) -> None:
+    dense = np.ones((20_000, 2), np.float32)
+    layer = dense.copy()
+    dense[10_000:] = 0.5
+    data = with_matrices(dense, counts=layer)
+    for form in ("memory", "h5ad"):
+        with pytest.warns(UserWarning, match="reads layers/counts"):
+            SourceCells(as_source(data, form, tmp_path), VOCAB)
+
+
+def test_x_of_a_format_without_layers(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(",CD3D,LYZ\nc0,0.5,1\n")
+    cells = SourceCells(tmp_path / "x.csv", VOCAB, values="normalized")
+    assert (cells.format, cells.matrix_name, cells.row_access) == ("table", "X", False)
+
+
+def test_counts_from_two_to_the_32_are_refused() -> None:
+    data = make([[1, 2**32 - 2**8]], ["CD3D", "LYZ"])
+    assert whole(SourceCells(data, VOCAB), 4).tolist() == [[1, 0, 0, 2**32 - 2**8]]
+    with pytest.raises(
+        DataError, match=r"row 0 \(cell0\), gene LYZ has the value 4.29497e\+09; .* 4,294,967,296\."
+    ):
+        whole(SourceCells(make([[1, 2**32]], ["CD3D", "LYZ"]), VOCAB), 4)

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import pickle
-import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zarr
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.errors import DataError
 from cellfoundry_data.store import open_store, verify
 from cellfoundry_data.store.cell_keys import buckets, cell_keys, in_validation, shuffle_keys
-from cellfoundry_data.store.encoding import DECODED, GENE_OUT_OF_RANGE, TOO_FEW_ESCAPES, decode_rows, encode
-from cellfoundry_data.store.format import digest_line
+from cellfoundry_data.store.format import Profile, Values
 from cellfoundry_data.store.replace import replacing_store
 from cellfoundry_data.store.writer import finish_store, start_store, write_shard
 from cellfoundry_data.vocabulary import Vocabulary
 
-from .conftest import MakeStore, random_cells
+from .conftest import MakeStore, normalised, random_cells
 
 N_CELLS = 300
+VALUES: tuple[Values, ...] = ("counts", "float32")
+PROFILES: tuple[Profile, ...] = ("compact", "fast")
 
 
 @pytest.fixture(scope="module")
@@ -47,69 +48,13 @@ def assert_same_cells(actual: CellBatch, expected: CellBatch) -> None:
     np.testing.assert_array_equal(actual.counts, expected.counts)
 
 
-# Gaps around 255 and counts around every limit; a float32 holds each of them exactly.
-gaps = st.one_of(st.integers(1, 5), st.sampled_from([254, 255, 256, 511, 5000]))
-count_values = st.one_of(
-    st.integers(1, 300), st.sampled_from([254, 255, 256, 65_535, 65_536, 2**24, 2**31, 2**32 - 2**8])
-)
-rows = st.lists(st.lists(st.tuples(gaps, count_values), max_size=30), max_size=12)
-
-
-@given(rows=rows, chunk_nnz=st.integers(1, 50), first_gene=st.sampled_from([0, 254, 255, 300]))
-@settings(max_examples=150, deadline=None)
-def test_decoding_gives_back_what_was_encoded(
-    rows: list[list[tuple[int, int]]], chunk_nnz: int, first_gene: int
-) -> None:
-    indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-    genes = [np.cumsum([gap for gap, _ in row]) - (row[0][0] if row else 0) + first_gene for row in rows]
-    gene_ids = np.concatenate([np.empty(0), *genes]).astype(np.int32)
-    counts = np.array([count for row in rows for _, count in row], np.uint32)
-
-    encoded = encode(indptr, gene_ids, counts, chunk_nnz)
-
-    out_genes, out_counts = np.full(len(gene_ids), -1, np.int32), np.full(len(counts), -1, np.float32)
-    for chunk, (before, after) in enumerate(
-        zip(encoded.chunk_start[:-1], encoded.chunk_start[1:], strict=True)
-    ):
-        answer = decode_rows(
-            encoded.gene_delta[chunk],
-            encoded.count[chunk],
-            encoded.gene_delta_escape[before[1] : after[1]],
-            encoded.count_escape[before[2] : after[2]],
-            encoded.row_nnz[before[0] : after[0]],
-            indptr[before[0] : after[0]],
-            2**31 - 1,
-            out_genes,
-            out_counts,
-        )
-        assert answer == DECODED
-    np.testing.assert_array_equal(out_genes, gene_ids)
-    np.testing.assert_array_equal(out_counts, counts.astype(np.float32))
-
-
-@pytest.mark.parametrize(
-    ("deltas", "escapes", "answer"),
-    [
-        ([3, 255], [], TOO_FEW_ESCAPES),
-        ([3, 255], [2**32 - 1], GENE_OUT_OF_RANGE),
-        ([3, 254], [], GENE_OUT_OF_RANGE),
-        ([3, 96], [], DECODED),
-    ],
-)
-def test_bytes_that_no_writer_makes_are_refused(deltas: list[int], escapes: list[int], answer: int) -> None:
-    gene_ids, counts = np.zeros(2, np.int32), np.zeros(2, np.float32)
-    got = decode_rows(
-        np.array(deltas, np.uint8),
-        np.array([1, 1], np.uint8),
-        np.array(escapes, np.uint32),
-        np.empty(0, np.uint32),
-        np.array([2], np.uint32),
-        np.zeros(1, np.int64),
-        100,
-        gene_ids,
-        counts,
-    )
-    assert got == answer
+def test_gene_names_with_odd_line_separators_come_back(tmp_path: Path) -> None:
+    odd = tuple(f"G{separator}{number}" for number, separator in enumerate("\u2028\u2029\x0b\x0c\x1c\x85"))
+    vocabulary = Vocabulary((*odd, "last "))
+    with replacing_store(tmp_path / "store") as folder:
+        start_store(folder, vocabulary)
+        finish_store(folder, vocabulary, [], seed=0, qc={}, sources=[])
+    assert open_store(tmp_path / "store").vocabulary == vocabulary
 
 
 def test_any_rows_come_back_in_the_order_asked_for(store: Path, cells: CellBatch) -> None:
@@ -122,6 +67,10 @@ def test_any_rows_come_back_in_the_order_asked_for(store: Path, cells: CellBatch
     assert len(opened.read_cells([])) == 0
     with pytest.raises(DataError, match="rows of the store"):
         opened.read_cells([N_CELLS])
+    for rows in (np.ones(N_CELLS, bool), np.array([1.7]), np.array(["1"]), np.array([None])):
+        with pytest.raises(DataError, match=r"by integers, not .* numpy\.flatnonzero"):
+            opened.read_cells(rows)
+    assert_same_cells(opened.read_cells(np.array([3], np.uint8)), cells.select(np.array([3])))
 
 
 def test_obs_and_vocabulary_come_back(store: Path) -> None:
@@ -134,36 +83,103 @@ def test_obs_and_vocabulary_come_back(store: Path) -> None:
     assert_same_cells(pickle.loads(pickle.dumps(opened)).read_cells([5]), opened.read_cells([5]))
 
 
-def decode_by_the_documented_rule(shard: Any) -> tuple[list[npt.NDArray[np.int64]], list[list[int]]]:
-    """docs/store-format.md in a few plain lines, with nothing of the product but the file."""
-    starts, row_nnz = shard["chunk_start"][:], shard["row_nnz"][:]
-    gene_escapes, count_escapes = iter(shard["gene_delta_escape"][:]), iter(shard["count_escape"][:])
-    genes, counts = [], []
-    for chunk in range(len(starts) - 1):
-        position = 0
-        for row in range(starts[chunk, 0], starts[chunk + 1, 0]):
-            span = slice(position, position + row_nnz[row])
-            deltas = [
-                int(next(gene_escapes)) if d == 255 else int(d) for d in shard["gene_delta"][chunk, span]
-            ]
-            counts.append(
-                [int(next(count_escapes)) if c == 255 else int(c) for c in shard["count"][chunk, span]]
-            )
-            genes.append(np.cumsum(np.array(deltas, np.int64)))
-            position += row_nnz[row]
-    return genes, counts
+def decode_by_the_document(shard: Any, chunk_cells: list[int]) -> Iterator[tuple[list[int], list[float]]]:
+    """Genes and measurements of each cell, by docs/store-format.md and plain zarr-python alone."""
+    measured = "count" if "count" in shard else "value"
+    for chunk, cells in enumerate(chunk_cells):
+        streams = {name: iter(array[chunk].tolist()) for name, array in shard.arrays()}
+        for _ in range(cells):
+            nnz = next(streams["row_nnz"])
+            deltas = [next(streams["gene_delta"]) for _ in range(nnz)]
+            deltas = [next(streams["gene_delta_escape"]) if delta == 255 else delta for delta in deltas]
+            values = [next(streams[measured]) for _ in range(nnz)]
+            if measured == "count":
+                values = [next(streams["count_escape"]) if value == 255 else value for value in values]
+            yield list(accumulate(deltas)), values
 
 
-def test_plain_zarr_python_reads_a_store(store: Path, cells: CellBatch) -> None:
+kinds = pytest.mark.parametrize(
+    ("values", "profile"), [(values, profile) for values in VALUES for profile in PROFILES]
+)
+
+
+def of_kind(cells: CellBatch, values: Values) -> CellBatch:
+    return cells if values == "counts" else normalised(cells)
+
+
+@kinds
+def test_plain_zarr_python_reads_a_store(
+    tmp_path: Path, make_store: MakeStore, values: Values, profile: Profile
+) -> None:
+    cells = of_kind(random_cells(60, seed=3), values)
+    store = make_store(tmp_path / "store", cells, values=values, profile=profile)
     root = zarr.open_group(store, mode="r")
-    genes, counts = [], []
-    for entry in json.loads((store / "manifest.json").read_text())["shards"]:
-        shard_genes, shard_counts = decode_by_the_documented_rule(root[f"shards/{entry['name']}"])
-        genes += shard_genes
-        counts += shard_counts
-    np.testing.assert_array_equal(np.concatenate(genes), cells.gene_ids)
-    np.testing.assert_array_equal(np.concatenate(counts), cells.counts)
-    np.testing.assert_array_equal([len(row) for row in genes], np.diff(cells.indptr))
+    index = pq.read_table(store / "index/000000.parquet").to_pylist()
+    read = [
+        cell
+        for shard in index
+        for cell in decode_by_the_document(root[f"shards/{shard['name']}"], shard["chunk_cells"])
+    ]
+    np.testing.assert_array_equal(np.concatenate([genes for genes, _ in read]), cells.gene_ids)
+    np.testing.assert_array_equal(np.concatenate([measured for _, measured in read]), cells.counts)
+    np.testing.assert_array_equal([len(genes) for genes, _ in read], np.diff(cells.indptr))
+
+
+@kinds
+def test_every_kind_of_store_comes_back_bit_for_bit(
+    tmp_path: Path, make_store: MakeStore, cells: CellBatch, values: Values, profile: Profile
+) -> None:
+    cells = of_kind(cells, values)
+    store = make_store(tmp_path / "store", cells, values=values, profile=profile)
+    opened = open_store(store)
+    assert (opened.values, opened.manifest["profile"]) == (values, profile)
+    assert_same_cells(opened.read_cells(np.arange(N_CELLS)), cells)
+    assert opened.read_cells([5]).counts.tobytes() == cells.select(np.array([5])).counts.tobytes()
+    assert not verify(store).bad
+
+
+@kinds
+def test_the_same_cells_give_the_same_bytes(
+    tmp_path: Path, make_store: MakeStore, cells: CellBatch, values: Values, profile: Profile
+) -> None:
+    cells = of_kind(cells, values)
+    one, two = (
+        make_store(tmp_path / name, cells, values=values, profile=profile) / "manifest.json" for name in "ab"
+    )
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_chunks_are_decoded_into_the_places_given(store: Path, cells: CellBatch) -> None:
+    opened = open_store(store)
+    chunks = np.array([7, 0, len(opened.chunk_cells) - 1])
+    rows = np.concatenate([np.arange(*opened.chunk_first_row[chunk : chunk + 2]) for chunk in chunks])
+    lengths = opened.chunk_row_nnz(chunks)
+    np.testing.assert_array_equal(lengths, np.diff(cells.indptr)[rows])
+    np.testing.assert_array_equal(opened.chunk_cell_keys(chunks), cell_keys(0, rows))
+    np.testing.assert_array_equal(
+        opened.chunk_nnz[chunks], np.add.reduceat(np.diff(cells.indptr), opened.chunk_first_row[:-1])[chunks]
+    )
+    np.testing.assert_array_equal(
+        opened.chunk_in_shard + np.searchsorted(opened.chunk_shard, opened.chunk_shard),
+        np.arange(len(opened.chunk_cells)),
+    )
+    # Every second row, with a gap behind each.
+    room = lengths.astype(np.int64) + 3
+    destination = np.cumsum(room) - room
+    destination[::2] = -1
+    genes = np.full(room.sum(), -1, np.int32)
+    counts = np.full(len(genes), -1, np.float32)
+    opened.decode_chunks(chunks, destination, genes, counts)
+    expected = np.full(len(genes), -1, np.int32)
+    for row, start in zip(rows[1::2], destination[1::2], strict=True):
+        cell = cells.select(np.array([row]))
+        expected[start : start + cell.nnz] = cell.gene_ids
+        np.testing.assert_array_equal(counts[start : start + cell.nnz], cell.counts)
+    np.testing.assert_array_equal(genes, expected)
+    with pytest.raises(ValueError, match="destinations"):
+        opened.decode_chunks(chunks, destination[1:], genes, counts)
+    with pytest.raises(ValueError, match="room"):
+        opened.decode_chunks(chunks, np.full(len(rows), len(genes) - 1), genes, counts)
 
 
 def test_a_cell_larger_than_a_chunk_is_stored(tmp_path: Path, make_store: MakeStore) -> None:
@@ -177,65 +193,6 @@ def test_cells_without_genes_are_stored(tmp_path: Path, make_store: MakeStore) -
     assert (np.diff(cells.indptr) == 0).any()
     store = make_store(tmp_path / "store", cells, shards=2)
     assert_same_cells(open_store(store).read_cells(np.arange(20)), cells)
-
-
-def read_everything(store: Path) -> None:
-    opened = open_store(store)
-    opened.read_cells(np.arange(opened.n_cells))
-    assert opened.obs.num_rows == opened.n_cells
-    assert len(opened.vocabulary) == opened.n_genes
-
-
-def test_every_flipped_byte_is_noticed_and_its_shard_named(store: Path) -> None:
-    rng = np.random.default_rng(0)
-    files = sorted(path for path in store.rglob("*") if path.is_file())
-    for path in files:
-        content = path.read_bytes()
-        positions = {0, len(content) - 1, *rng.integers(0, len(content), 4).tolist()}
-        for position in positions:
-            changed = bytearray(content)
-            changed[position] ^= 1 << int(rng.integers(8))
-            path.write_bytes(changed)
-            with pytest.raises(DataError) as error:
-                read_everything(store)
-            part = re.search(r"/(0000\d)[/.]", path.as_posix())
-            if part:
-                assert f"shard {part[1]}" in str(error.value)
-                report = verify(store)
-                assert report.bad_shards == (part[1],)
-        path.write_bytes(content)
-    read_everything(store)
-
-
-@pytest.mark.parametrize("keep", [0, 1, 0.5, -1])
-def test_a_truncated_shard_is_refused_on_open(store: Path, keep: float) -> None:
-    path = store / "shards/00001/count/c/0/0"
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * keep)] if keep == 0.5 else content[: int(keep)])
-    with pytest.raises(DataError, match=r"shard 00001 .* is damaged .*bytes where .* were written"):
-        open_store(store)
-    assert verify(store).bad_shards == ("00001",)
-
-
-def test_verify_names_every_bad_shard(store: Path) -> None:
-    assert not verify(store).bad
-    (store / "shards/00000/row_nnz/c/0").unlink()
-    with (store / "obs/00002.parquet").open("ab") as file:
-        file.write(b"x")
-    report = verify(store)
-    assert report.bad_shards == ("00000", "00002")
-    assert "row_nnz" in report.bad[0]
-    assert report.files > 40
-
-
-def test_another_format_version_is_refused_with_the_remedy(store: Path) -> None:
-    manifest = json.loads((store / "manifest.json").read_text())
-    manifest["version"] = 99
-    content = json.dumps(manifest).encode()
-    (store / "manifest.json").write_bytes(content)
-    (store / "manifest.json.sha256").write_bytes(digest_line(content))
-    with pytest.raises(DataError, match=r"format version 99 .* ingest its sources again"):
-        open_store(store)
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
@@ -290,6 +247,45 @@ def test_two_writers_of_one_store_are_refused(store: Path) -> None:
     assert open_store(store).n_cells == 0
 
 
+def test_readers_in_other_threads_and_forked_processes(store: Path, cells: CellBatch) -> None:
+    opened = open_store(store)
+    rows = np.random.default_rng(0).permutation(N_CELLS)
+
+    def read(_: int) -> bytes:
+        return opened.read_cells(rows).gene_ids.tobytes()
+
+    expected = cells.select(rows).gene_ids.tobytes()
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(read, range(40))) == {expected}
+    with multiprocessing.get_context("fork").Pool(2) as processes:
+        assert processes.map(opened.read_cells, [rows])[0].gene_ids.tobytes() == expected
+
+
+def test_shards_are_appended_under_a_new_manifest(store: Path, cells: CellBatch) -> None:
+    opened = open_store(store)
+    more = random_cells(40, seed=9)
+    keys = cell_keys(1, np.arange(40))
+    shard = write_shard(store, "00003", more, keys, opened.obs_of(0).slice(0, 40))
+    manifest = opened.manifest
+    with pytest.raises(DataError, match="profile is compact and theirs is fast"):
+        finish_store(
+            store, opened.vocabulary, [shard], seed=0, qc={}, sources=[], profile="fast", previous=manifest
+        )
+    assert open_store(store).n_cells == N_CELLS
+    finish_store(store, opened.vocabulary, [shard], seed=0, qc={}, sources=[{"name": "b"}], previous=manifest)
+    grown = open_store(store)
+    assert (grown.n_cells, grown.manifest["shards"], grown.manifest["sources"]) == (
+        N_CELLS + 40,
+        4,
+        [{"name": "b"}],
+    )
+    assert_same_cells(grown.read_cells(np.arange(N_CELLS, N_CELLS + 40)), more)
+    assert_same_cells(grown.read_cells(np.arange(N_CELLS)), cells)
+    assert opened.n_cells == N_CELLS
+    np.testing.assert_array_equal(grown.cell_keys(3), keys)
+    assert not verify(store).bad
+
+
 def test_a_foreign_folder_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(DataError, match="not a CellFoundry store"), replacing_store(tmp_path):
@@ -298,16 +294,31 @@ def test_a_foreign_folder_is_never_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "genes"),
-    [([1.5, 1], [0, 1]), ([-1, 1], [0, 1]), ([np.nan, 1], [0, 1]), ([2.0**32, 1], [0, 1]), ([1, 1], [1, 0])],
+    ("counts", "genes", "values"),
+    [
+        ([1.5, 1], [0, 1], "counts"),
+        ([-1, 1], [0, 1], "counts"),
+        ([np.nan, 1], [0, 1], "counts"),
+        ([2.0**32, 1], [0, 1], "counts"),
+        ([1, 1], [1, 0], "counts"),
+        ([1, 1], [-1, 0], "counts"),
+        ([-0.5, 1], [0, 1], "float32"),
+        ([0, 1], [0, 1], "float32"),
+        ([np.nan, 1], [0, 1], "float32"),
+        ([np.inf, 1], [0, 1], "float32"),
+        ([0.5, 1], [1, 1], "float32"),
+    ],
 )
-def test_what_bytes_cannot_hold_is_refused(tmp_path: Path, counts: list[float], genes: list[int]) -> None:
+def test_what_a_store_cannot_hold_is_refused(
+    tmp_path: Path, counts: list[float], genes: list[int], values: Values
+) -> None:
     cells = CellBatch(
         np.array([0, 2]), np.array(genes, np.int32), np.array(counts, np.float32), np.array([0])
     )
     start_store(tmp_path, Vocabulary(("A", "B")))
+    obs = pa.table({"cell_name": ["a"]})
     with pytest.raises(DataError):
-        write_shard(tmp_path, "00000", cells, np.zeros(1, np.uint64), pa.table({"cell_name": ["a"]}))
+        write_shard(tmp_path, "00000", cells, np.zeros(1, np.uint64), obs, values=values)
 
 
 def test_cell_keys_are_the_published_splitmix64_and_split_evenly() -> None:

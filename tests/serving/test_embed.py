@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
@@ -15,7 +17,12 @@ from anndata import AnnData
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.errors import DataError
 from cellfoundry_data.ingest import ingest
+from cellfoundry_data.source_cells import SourceCells
+from cellfoundry_data.store.cell_keys import cell_keys
+from cellfoundry_data.store.format import OBS_CELL_NAME
 from cellfoundry_data.store.reader import open_store
+from cellfoundry_data.store.replace import replacing_store
+from cellfoundry_data.store.writer import finish_store, start_store, write_shard
 from cellfoundry_data.vocabulary import load
 from cellfoundry_model.errors import ModelError
 from cellfoundry_model.official import import_official
@@ -259,6 +266,28 @@ def test_a_store_is_a_source(source: Path, model_dir: Path, tmp_path: Path, engi
     assert set(after.obs_names) <= {f"barcode{row}" for row in range(9)}
     with pytest.raises(ServingError, match="store of raw counts"):
         encode_source(store, engine, pre_normalized="T")
+    with pytest.raises(ServingError, match="no column of totals"):
+        encode_source(store, engine, pre_normalized="A")
+
+
+def test_a_store_of_normalised_values_is_embedded_as_such(
+    adata: AnnData, model_dir: Path, tmp_path: Path, engine: Engine
+) -> None:
+    vocab = load(model_dir / "vocab.tsv")
+    cells, _ = next(SourceCells(adata, vocab).blocks())
+    cells = cells.select(np.flatnonzero(np.diff(cells.indptr)))
+    scaled = replace(cells, counts=np.log1p(cells.counts).astype(np.float32))
+    store = tmp_path / "store"
+    with replacing_store(store) as folder:
+        start_store(folder, vocab)
+        obs = pa.table({OBS_CELL_NAME: [f"cell{row}" for row in range(len(scaled))]})
+        keys = cell_keys(0, scaled.row_ids)
+        shard = write_shard(folder, "000000", scaled, keys, obs, values="float32")
+        finish_store(folder, vocab, [shard], seed=0, qc={}, sources=[], values="float32")
+    embedded = encode_source(store, engine, pre_normalized="T")
+    np.testing.assert_allclose(embedded, engine.encode(scaled, pre_normalized="T"), atol=1e-4, rtol=0)
+    with pytest.raises(ServingError, match="store of normalised values"):
+        encode_source(store, engine)
 
 
 def test_a_folder_of_something_else_is_never_replaced(source: Path, model_dir: Path, tmp_path: Path) -> None:

@@ -166,6 +166,17 @@ def test_a_store_too_small_for_the_ranks_is_refused_before_anything_starts(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_store_of_normalised_values_is_refused(tmp_path: Path) -> None:
+    vocabulary, keys = Vocabulary(("GENE0",)), cell_keys(0, np.arange(1))
+    cells = CellBatch(np.array([0, 1]), np.zeros(1, np.int32), np.array([0.5], np.float32), np.arange(1))
+    with replacing_store(tmp_path / "store") as folder:
+        start_store(folder, vocabulary)
+        shard = write_shard(folder, "000000", cells, keys, pa.table({"source_row": [0]}), values="float32")
+        finish_store(folder, vocabulary, [shard], seed=0, qc={}, sources=[], values="float32")
+    with pytest.raises(TrainingError, match="pretraining needs raw counts"):
+        pretrain(small_config(), tmp_path / "store", tmp_path / "run")
+
+
 def test_an_existing_run_is_not_overwritten(undisturbed: PretrainResult, store: Path) -> None:
     run = undisturbed.history.parent
     before = undisturbed.history.read_bytes()

@@ -101,6 +101,11 @@ def pretrain(
 
 def _check_store(store: Store, config: PretrainConfig) -> None:
     """Raise here, before anything starts, what every rank would raise."""
+    if store.values != "counts":
+        raise TrainingError(
+            f"{store.path} holds {store.values} values, and pretraining needs raw counts: ingest the raw counts "
+            "(--values counts)."
+        )
     config.architecture(len(store.vocabulary.genes))
     train_cells(store, config, ranks=config.workers)
     heldout_cells(store, config)

@@ -9,35 +9,74 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cellfoundry_data.qc import CellQuality
 from cellfoundry_data.store.format import OBS_CELL_NAME, OBS_SOURCE, OBS_SOURCE_ROW
 
-OWN_COLUMNS = pa.schema(
+IDENTITY_COLUMNS = pa.schema(
     [(OBS_SOURCE, pa.string()), (OBS_SOURCE_ROW, pa.int64()), (OBS_CELL_NAME, pa.string())]
 )
+QUALITY_COLUMNS = pa.schema(
+    [("n_genes", pa.int32()), ("total_counts", pa.float64()), ("mito_share", pa.float32())]
+)
+DUPLICATE = pa.field("duplicate", pa.bool_())
+OWN_COLUMNS = pa.schema([*IDENTITY_COLUMNS, *QUALITY_COLUMNS, DUPLICATE])
+"""Columns that the store adds; a source's own column of such a name gets trailing underscores."""
 
 
-def source_obs(name: str, obs: pd.DataFrame) -> pa.Table:
-    """A source's obs, (cells,): the store's own columns, then the source's, text as plain strings.
+def source_schema(obs: pd.DataFrame) -> pa.Schema:
+    """Columns of a source's obs as the store names and types them, after the identity columns."""
+    types = [_arrow_column(obs.iloc[:, position]).type for position in range(obs.shape[1])]
+    return pa.schema([*IDENTITY_COLUMNS, *zip(_column_names(obs), types, strict=True)])
 
-    A column of the source that bears the name of another gets trailing underscores; a slash in a name, which
-    AnnData cannot hold, becomes an underscore.
+
+def source_obs(
+    name: str, obs: pd.DataFrame, *, first_row: int = 0, schema: pa.Schema | None = None
+) -> pa.Table:
+    """Rows of a source's obs, (cells,): the identity columns, then the source's, text as plain strings.
+
+    A slash in a column's name, which AnnData cannot hold, becomes an underscore.
+
+    Args:
+        name: of the source.
+        obs: some rows of it.
+        first_row: where in the source they begin.
+        schema: ``source_schema`` of the whole obs, so that a part looks the same whatever its other rows hold;
+            None where ``obs`` is the whole.
     """
-    columns = {
+    rows = np.arange(first_row, first_row + len(obs), dtype=np.int64)
+    columns: dict[str, pa.Array] = {
         OBS_SOURCE: pa.array(np.full(len(obs), name, object), pa.string()),
-        OBS_SOURCE_ROW: pa.array(np.arange(len(obs), dtype=np.int64)),
+        OBS_SOURCE_ROW: pa.array(rows),
         OBS_CELL_NAME: pa.array(obs.index.astype(str), pa.string()),
     }
-    for position, label in enumerate(obs.columns):
-        column_name = str(label).replace("/", "_")
-        while column_name in columns:
-            column_name += "_"
-        columns[column_name] = _arrow_column(obs.iloc[:, position])
+    for position, column_name in enumerate(_column_names(obs)):
+        kind = schema.field(column_name).type if schema else None
+        columns[column_name] = _arrow_column(obs.iloc[:, position], kind)
     return pa.table(columns)
+
+
+def quality_columns(quality: CellQuality) -> pa.Table:
+    """The measured numbers as ``QUALITY_COLUMNS``, (cells,)."""
+    return pa.table(
+        {field.name: pa.array(getattr(quality, field.name), field.type) for field in QUALITY_COLUMNS}
+    )
+
+
+def with_own_columns(obs: pa.Table, own: pa.Table) -> pa.Table:
+    """``obs`` and the store's ``own`` columns beside it, (cells,), in the order of a store: its own, then the sources'.
+
+    ``obs`` may hold some of the store's columns already.
+    """
+    columns = dict(zip(obs.column_names, obs.columns, strict=True)) | dict(
+        zip(own.column_names, own.columns, strict=True)
+    )
+    first = [name for name in OWN_COLUMNS.names if name in columns]
+    return pa.table({name: columns[name] for name in [*first, *columns]})
 
 
 def common_schema(schemas: Iterable[pa.Schema]) -> pa.Schema:
     """One schema for all sources: numbers widen to the larger type, what does not fit together becomes text."""
-    fields = {field.name: field.type for field in OWN_COLUMNS}
+    fields = {field.name: field.type for field in IDENTITY_COLUMNS}
     for schema in schemas:
         for field in schema:
             known = fields.get(field.name, field.type)
@@ -72,18 +111,45 @@ def dictionary_encoded(obs: pa.Table) -> pa.Table:
     return obs
 
 
-def _arrow_column(column: pd.Series) -> pa.Array:
+def _column_names(obs: pd.DataFrame) -> list[str]:
+    """What the store calls a source's columns."""
+    names: list[str] = []
+    for label in obs.columns:
+        name = str(label).replace("/", "_")
+        while name in names or name in OWN_COLUMNS.names:
+            name += "_"
+        names.append(name)
+    return names
+
+
+def _arrow_column(column: pd.Series, kind: pa.DataType | None = None) -> pa.Array:
+    """The column as Arrow of type ``kind``, by default the one that its values suggest."""
     try:
         values = pa.array(column, from_pandas=True)
         if pa.types.is_dictionary(values.type):
             values = values.dictionary_decode()
+        if pa.types.is_timestamp(
+            values.type
+        ):  # one resolution, because a late day has no number of nanoseconds
+            values = values.cast(pa.timestamp("us", values.type.tz), safe=values.type.unit != "ns")
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        values = None
-    if values is not None and _is_kept(values.type) and _fits_double(values):
-        return values
-    if values is not None and (pa.types.is_large_string(values.type) or pa.types.is_string_view(values.type)):
-        return values.cast(pa.string())
-    return pa.array([None if pd.isna(value) else str(value) for value in column.astype(object)], pa.string())
+        return _as_text(column)
+    if pa.types.is_large_string(values.type) or pa.types.is_string_view(values.type):
+        values = values.cast(pa.string())
+    is_text = pa.types.is_string(values.type)
+    if not is_text and (kind == pa.string() or not (_is_kept(values.type) and _fits_double(values))):
+        return _as_text(column)
+    return values if kind is None else values.cast(kind)
+
+
+def _as_text(column: pd.Series) -> pa.Array:
+    return pa.array(
+        [
+            None if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)
+            for value in column.astype(object)
+        ],
+        pa.string(),
+    )
 
 
 def _fits_double(values: pa.Array) -> bool:

@@ -1,182 +1,162 @@
-"""First pass: a source's cells, aligned, filtered and keyed, into files that are sorted by shuffle key.
-
-Sorted files make the second pass a merge: a bucket is one contiguous slice of each of them, read through a
-memory map.
-"""
+"""First pass: a part of a source, aligned, filtered and keyed, into sorted runs."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.errors import DataError
-from cellfoundry_data.ingest.obs_columns import conform, source_obs
+from cellfoundry_data.ingest.duplicate_keys import HASHES
+from cellfoundry_data.ingest.duplicates import content_hashes, write_hashes
+from cellfoundry_data.ingest.obs_columns import conform, quality_columns, source_obs, with_own_columns
+from cellfoundry_data.ingest.plan import ReadOptions, SourcePlan, identity, open_cells
+from cellfoundry_data.ingest.reports import PartReport
+from cellfoundry_data.ingest.runs import RunWriter
+from cellfoundry_data.ingest.work_folder import committed, fingerprint
+from cellfoundry_data.qc import CellQuality, cell_quality
 from cellfoundry_data.source_cells import SourceCells
-from cellfoundry_data.store.cell_keys import MAX_SOURCE_ROWS, buckets, cell_keys, shuffle_keys
-from cellfoundry_data.vocabulary import Vocabulary
+from cellfoundry_data.store.cell_keys import cell_keys, shuffle_keys
 
 BLOCK_CELLS = 1024
-"""Cells read at a time: even 18,000 genes each make no more than a spilled file."""
+"""Cells read at a time: 150 MB where each has 18,000 genes."""
 
-SPILL_ENTRIES = 2**24
-"""Entries after which a file is written: 134 MB, three times that while its cells are sorted."""
+OBS_CELLS = 64 * BLOCK_CELLS
+"""Cells whose obs is held at a time; a source that is read in one part may have millions."""
 
-
-@dataclass(frozen=True)
-class SourceReport:
-    """What became of one source.
-
-    Attributes:
-        name: as the obs column ``source`` says it.
-        path: absolute.
-        cells_read: cells of the source.
-        removed_without_counts: cells without a count in the vocabulary's genes.
-        removed_min_genes: other cells with too few genes.
-        cells: cells kept.
-        nnz: entries (genes with counts) of the cells kept.
-        genes: vocabulary genes that the source measures.
-        dropped_columns: gene columns outside the vocabulary.
-        duplicate_columns: gene columns that were added to another column of the same gene.
-        share_of_counts_kept: counts in the vocabulary's genes over all counts, before cells were removed.
-    """
-
-    name: str
-    path: str
-    cells_read: int
-    removed_without_counts: int
-    removed_min_genes: int
-    cells: int
-    nnz: int
-    genes: int
-    dropped_columns: int
-    duplicate_columns: int
-    share_of_counts_kept: float
+CODE = "spill 1"
+"""Part of fingerprints: changes with what a part's files hold."""
 
 
 @dataclass(frozen=True)
-class SourceTask:
-    """One source to read, with all that its task needs.
+class PartTask:
+    """Rows [start, stop) of a source, and where to spill them.
 
     Attributes:
-        index: number of the source, half of a cell's identity.
-        name: what the obs column ``source`` says.
-        path: where it is.
-        layer: which of its matrices.
+        source: the source.
+        options: how it is read.
         schema: obs columns of the store.
-        folder: where spilled files go.
-        vocabulary: the gene axis.
-        min_genes: cells with fewer are removed.
-        seed: of the shuffle.
+        number: of the part in its source.
+        start: first row.
+        stop: row after the last.
+        work: the folder of the whole ingest.
+        parts: the folder of finished parts.
     """
 
-    index: int
-    name: str
-    path: str
-    layer: str | None
+    source: SourcePlan
+    options: ReadOptions
     schema: pa.Schema
-    folder: Path
-    vocabulary: Vocabulary
-    min_genes: int
-    seed: int
+    number: int
+    start: int
+    stop: int
+    work: Path
+    parts: Path
 
-
-def spill_source(task: SourceTask) -> dict[str, Any]:
-    """Read, check, align and filter one source into sorted files; the fields of its SourceReport."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the driver opened the source before and gave its warnings
-        source = SourceCells(task.path, task.vocabulary, layer=task.layer)
-    if source.n_cells > MAX_SOURCE_ROWS:
-        raise DataError(f"{task.path}: has more than {MAX_SOURCE_ROWS:,} cells; split it.")
-    obs = conform(source_obs(task.name, source.obs), task.schema)
-
-    read = empty = few = nnz = held_nnz = 0
-    counts_kept = 0.0
-    held: list[pa.Table] = []
-    number = 0
-    for cells, _ in source.blocks(BLOCK_CELLS):
-        genes_per_cell = np.diff(cells.indptr)
-        keep, without_counts = genes_per_cell >= max(1, task.min_genes), genes_per_cell == 0
-        read += len(cells)
-        empty += int(without_counts.sum())
-        few += int((~keep & ~without_counts).sum())
-        counts_kept += float(cells.counts.sum(dtype=np.float64))
-        kept = cells.select(np.flatnonzero(keep))
-        held.append(_keyed_cells(kept, obs, task))
-        nnz, held_nnz = nnz + kept.nnz, held_nnz + kept.nnz
-        if held_nnz >= SPILL_ENTRIES:
-            _write_sorted(held, task.folder / f"{task.index:06d}-{number:06d}.arrow")
-            held, held_nnz, number = [], 0, number + 1
-    if held:
-        _write_sorted(held, task.folder / f"{task.index:06d}-{number:06d}.arrow")
-    return asdict(
-        SourceReport(
-            name=task.name,
-            path=task.path,
-            cells_read=read,
-            removed_without_counts=empty,
-            removed_min_genes=few,
-            cells=read - empty - few,
-            nnz=nnz,
-            genes=source.alignment.genes,
-            dropped_columns=source.alignment.dropped,
-            duplicate_columns=source.alignment.duplicates,
-            share_of_counts_kept=counts_kept / source.counts_read if source.counts_read else 0.0,
+    @cached_property
+    def fingerprint(self) -> str:
+        """Stands for all that decides the bytes of the source's parts."""
+        source = self.source
+        return fingerprint(
+            CODE, self.options.key, source.index, source.name, source.path, source.identity, str(self.schema)
         )
+
+    @property
+    def target(self) -> Path:
+        """The folder that holds the runs, hashes and report of the part when it is finished."""
+        return self.parts / f"{self.fingerprint}-{self.number:06d}"
+
+    def runs(self) -> list[Path]:
+        """The runs of the finished part, their paths without suffix."""
+        return [self.target / f"{run:04d}" for run in range(PartReport.read(self.target).runs)]
+
+
+def spill_part(task: PartTask) -> Iterator[int]:
+    """Spill one part; yields the cells read so far. ``task.target`` appears when all of it is written."""
+    options = task.options
+    source = _opened(task)
+    source.counts_read = 0.0
+    report = PartReport()
+    with committed(task.target, task.work) as folder:
+        hashes, hashed_rows = [], []
+        runs = RunWriter(folder, len(options.vocabulary), whole=options.values == "counts")
+        obs, obs_start, obs_stop = None, task.start, task.start
+        for block, _ in source.blocks(BLOCK_CELLS, task.start, task.stop):
+            if obs is None or block.row_ids[0] >= obs_stop:
+                obs_start, obs_stop = obs_stop, min(obs_stop + OBS_CELLS, task.stop)
+                obs = _obs(task, source, obs_start, obs_stop)
+            quality = cell_quality(block, options.vocabulary)
+            keep, removed = options.limits.judge(quality)
+            rows = np.flatnonzero(keep)
+            runs.add(block, rows, _described(task, block, rows, quality, obs, obs_start))
+            hashes.append(content_hashes(block)[rows])
+            hashed_rows.append(block.row_ids[rows])
+            report.add(_block_report(quality, keep, removed))
+            yield report.cells_read
+        runs.flush()
+        if identity(task.source.path)[0] != task.source.identity:
+            raise DataError(f"{task.source.path}: was changed while it was read; run the same command again.")
+        write_hashes(folder / HASHES, np.concatenate(hashes), task.source.index, np.concatenate(hashed_rows))
+        report.runs, report.counts_read = runs.runs, source.counts_read
+        report.write(folder)
+
+
+def _block_report(quality: CellQuality, keep: npt.NDArray[np.bool_], removed: dict[str, int]) -> PartReport:
+    report = PartReport(
+        cells_read=len(quality),
+        removed=removed,
+        cells=int(keep.sum()),
+        nnz=int(quality.n_genes[keep].sum()),
+        counts_kept=float(quality.total_counts.sum()),
     )
+    report.histograms.add(quality, keep)
+    return report
 
 
-def read_bucket(folder: Path, bucket: int, n_buckets: int) -> pa.Table:
-    """All spilled cells of a bucket in the order of their shuffle keys."""
-    table = pa.concat_tables(_slices(folder, bucket, n_buckets)).combine_chunks()
-    return table.take(np.argsort(table["shuffle_key"].to_numpy())).combine_chunks()
-
-
-def as_batch(table: pa.Table) -> CellBatch:
-    """One or more spilled cells as a batch; row ids count from 0."""
-    genes, counts = table["gene_ids"].chunk(0), table["counts"].chunk(0)
-    offsets = genes.offsets.to_numpy()
-    return CellBatch(
-        offsets - offsets[0],
-        genes.flatten().to_numpy(),
-        counts.flatten().to_numpy(),
-        np.arange(len(table), dtype=np.int64),
-    )
-
-
-def _slices(folder: Path, bucket: int, n_buckets: int) -> Iterator[pa.Table]:
-    for path in sorted(folder.iterdir()):
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        of_cell = buckets(table["shuffle_key"].to_numpy(), n_buckets)
-        start, stop = np.searchsorted(of_cell, [bucket, bucket + 1])
-        yield table.slice(start, stop - start)
-
-
-def _keyed_cells(cells: CellBatch, obs: pa.Table, task: SourceTask) -> pa.Table:
-    """Cells as one row each: keys, ragged genes and counts, obs as a struct."""
-    keys = cell_keys(task.index, cells.row_ids)
-    offsets = pa.array(cells.indptr)
+def _described(
+    task: PartTask,
+    block: CellBatch,
+    rows: npt.NDArray[np.int64],
+    quality: CellQuality,
+    obs: pa.Table,
+    obs_start: int,
+) -> pa.Table:
+    """Keys and obs of ``rows`` of the block."""
+    source_rows = block.row_ids[rows]
+    keys = cell_keys(task.source.index, source_rows)
+    own = with_own_columns(obs.take(source_rows - obs_start), quality_columns(quality.select(rows)))
     return pa.table(
         {
-            "shuffle_key": shuffle_keys(keys, task.seed),
+            "shuffle_key": shuffle_keys(keys, task.options.seed),
             "cell_key": keys,
-            "gene_ids": pa.LargeListArray.from_arrays(offsets, pa.array(cells.gene_ids)),
-            "counts": pa.LargeListArray.from_arrays(offsets, pa.array(cells.counts)),
-            "obs": obs.take(cells.row_ids).to_struct_array(),
+            "obs": own.to_struct_array(),
         }
     )
 
 
-def _write_sorted(held: list[pa.Table], path: Path) -> None:
-    table = pa.concat_tables(held).combine_chunks()
-    table = table.take(np.argsort(table["shuffle_key"].to_numpy()))
-    partial = path.parent.parent / f"{path.name}.partial"
-    with pa.ipc.new_file(partial, table.schema) as writer:
-        writer.write_table(table)
-    partial.replace(path)
+def _obs(task: PartTask, source: SourceCells, start: int, stop: int) -> pa.Table:
+    """obs of rows [start, stop) of the source, in the columns of the store."""
+    rows = source.obs_rows(start, stop)
+    return conform(
+        source_obs(task.source.name, rows, first_row=start, schema=task.source.schema), task.schema
+    )
+
+
+_last_opened: dict[tuple[str, str], SourceCells] = {}
+
+
+def _opened(task: PartTask) -> SourceCells:
+    """The source; a worker reads the parts of a source one after the other and opens it once."""
+    key = (task.source.path, task.fingerprint)
+    if key not in _last_opened:
+        _last_opened.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the driver opened the source before and gave its warnings
+            _last_opened[key] = open_cells(task.source.path, task.options)
+    return _last_opened[key]

@@ -4,104 +4,117 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pandas as pd
-import scipy.sparse as sp
-from anndata.io import read_elem
 
 from ..errors import DataError
-from .base import CountsSource, reading, row_ranges
-from .matrix import RowReader, compressed_columns, compressed_rows, dense_rows
+from .anndata_frame import check_table, is_array, n_rows, read_rows, row_names, text_columns
+from .base import CountsSource, reading
+from .complete import CompleteArray
+from .matrix import RowReader, column_major_rows, compressed_rows, dense_rows
+from .matrix_choice import holds_whole_numbers, preferred_order
 
 
 class AnnDataGroupSource(CountsSource):
     """One matrix of a stored AnnData: ``X``, ``raw`` or a layer.
 
-    CSR and dense matrices stream. A CSC matrix is stored gene by gene, so it is loaded as a whole and
-    converted (16 bytes a non-zero at the peak).
+    CSR and dense matrices are read by rows. A CSC matrix is stored gene by gene, so it is sorted through a temporary
+    file first.
     """
 
-    kind: str
-
     def __init__(self, path: str, layer: str | None) -> None:
-        self._matrix_key = {None: "X", "raw": "raw/X"}.get(layer, f"layers/{layer}")
         with reading(path, self.kind), self._open(path) as root:
             for key in ("obs", "var"):
                 if key not in root:
                     raise DataError(f"{path}: has no {key!r}, so it is not {self.kind}.")
-            if self._matrix_key not in root:
+            self.matrix_name = _chosen(root, path) if layer is None else matrix_name(layer)
+            key = _key(self.matrix_name)
+            if key not in root:
                 raise DataError(
-                    f"{path}: has no {self._matrix_key!r}; it holds {', '.join(_matrix_keys(root))}."
+                    f"{path}: has no {key!r}; it holds {', '.join(_matrix_names(root)) or 'no matrix'}."
                 )
-            obs = _table(root, "obs", path)
-            var = _table(root, "raw/var" if layer == "raw" else "var", path)
-            shape = _shape(root[self._matrix_key])
-        if shape != (len(obs), len(var)):
-            raise DataError(
-                f"{path}: {self._matrix_key!r} has shape {shape}, but obs has {len(obs)} rows and var "
-                f"{len(var)}."
+            var = "raw/var" if self.matrix_name == "raw" else "var"
+            for table in ("obs", var):
+                check_table(root, table, path)
+            matrix, n_cells, n_genes = root[key], n_rows(root["obs"]), n_rows(root[var])
+            if _shape(matrix) != (n_cells, n_genes):
+                raise DataError(
+                    f"{path}: {key!r} has shape {_shape(matrix)}, but obs has {n_cells} rows and var {n_genes}."
+                )
+            self.row_access = is_array(matrix) or _encoding(matrix) != "csc"
+            super().__init__(
+                path,
+                n_cells=n_cells,
+                gene_names=row_names(root[var]),
+                alternative_names=text_columns(root[var]),
             )
-        super().__init__(path, obs=obs, gene_names=var.index.tolist(), alternative_names=name_columns(var))
 
     @abstractmethod
     def _open(self, path: str) -> AbstractContextManager[Any]:
         """The file's root group, closed at the end of the block."""
 
-    def blocks(self, block_cells: int = 4096) -> Iterator[tuple[int, sp.csr_matrix]]:
-        """Yield (first row, float32 CSR) in row order."""
+    def obs_rows(self, start: int, stop: int) -> pd.DataFrame:
+        """Annotation of cells [start, stop); only these rows are read."""
         with reading(self.path, self.kind), self._open(self.path) as root:
-            read = _row_reader(root[self._matrix_key])
-            for start, stop in row_ranges(self.n_cells, block_cells):
-                yield start, read(start, stop)
+            return read_rows(root["obs"], start, stop)
+
+    @contextmanager
+    def _rows(self, start: int, stop: int) -> Iterator[RowReader]:
+        with self._open(self.path) as root:
+            node = root[_key(self.matrix_name)]
+            if is_array(node):
+                yield dense_rows(CompleteArray(node))
+                return
+            data, indices, indptr = (node[name] for name in ("data", "indices", "indptr"))
+            # Zarr writers leave out chunks of zeros: offsets of no entries, row or column indices of a single one.
+            if data.shape[0]:
+                data, indptr = CompleteArray(data), CompleteArray(indptr)
+            shape, encoding = (self.n_cells, self.n_columns), _encoding(node)
+            if shape[encoding != "csc"] > 1:
+                indices = CompleteArray(indices)
+            if encoding == "csr":
+                yield compressed_rows(data, indices, indptr, *shape)
+            elif encoding == "csc":
+                with column_major_rows(data, indices, indptr, shape, start, stop) as read:
+                    yield read
+            else:
+                raise ValueError(
+                    f"the matrix has the encoding {encoding!r} where csr, csc or dense is understood"
+                )
 
 
-def name_columns(var: pd.DataFrame) -> list[list[str]]:
-    """The text columns of var: any of them may hold the genes' ids or symbols."""
-    return [
-        column.astype(str).tolist()
-        for _, column in var.items()
-        if isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(column.dtype)
-    ]
+def matrix_name(layer: str) -> str:
+    """Name of the matrix that a layer option asks for: "X", "raw", a layer's name, or "layers/<name>"."""
+    return layer if layer in ("X", "raw") or layer.startswith("layers/") else f"layers/{layer}"
 
 
-def _table(root: Any, key: str, path: str) -> pd.DataFrame:
-    table = read_elem(root[key])
-    if not isinstance(table, pd.DataFrame):
-        raise DataError(
-            f"{path}: {key!r} has the layout of anndata before 0.7; re-save it with a newer anndata."
-        )
-    table.index = table.index.astype(str)
-    return table
+def _key(name: str) -> str:
+    return "raw/X" if name == "raw" else name
 
 
-def _matrix_keys(root: Any) -> list[str]:
-    layers = [f"layer {name!r}" for name in root.get("layers", ())]
-    return [key for key in ("X", "raw") if key in root] + layers or ["no matrix"]
+def _chosen(root: Any, path: str) -> str:
+    """The first matrix of whole numbers; X, or else the first matrix, where there is none."""
+    names = preferred_order(_matrix_names(root))
+    if not names:
+        raise DataError(f"{path}: has no 'X'; it holds no matrix.")
+    return next((name for name in names if len(names) > 1 and _whole(root[_key(name)])), names[0])
 
 
-def _is_array(node: Any) -> bool:
-    return hasattr(node, "dtype")
+def _whole(node: Any) -> bool:
+    return holds_whole_numbers(node if is_array(node) else node["data"])
+
+
+def _matrix_names(root: Any) -> list[str]:
+    layers = [f"layers/{name}" for name in root.get("layers", ())]
+    return [name for name in ("X", "raw") if _key(name) in root] + layers
 
 
 def _shape(node: Any) -> tuple[int, ...]:
-    shape = node.shape if _is_array(node) else node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
+    shape = node.shape if is_array(node) else node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
     return tuple(int(size) for size in shape)
 
 
-def _row_reader(node: Any) -> RowReader:
-    if _is_array(node):
-        return dense_rows(node)
-    n_rows, n_columns = _shape(node)
-    encoding = str(node.attrs.get("encoding-type", node.attrs.get("h5sparse_format"))).removesuffix("_matrix")
-    if node["indptr"].shape[0] != (n_columns if encoding == "csc" else n_rows) + 1:
-        raise ValueError("the number of row offsets does not fit the shape")
-    triple = node["data"], node["indices"], node["indptr"]
-    if encoding == "csr":
-        return compressed_rows(*triple, n_columns)
-    if encoding == "csc":
-        return compressed_columns(*triple, n_rows, n_columns)
-    raise ValueError(
-        f"the matrix has the encoding {encoding!r} where csr, csc or a dense array is understood"
-    )
+def _encoding(node: Any) -> str:
+    return str(node.attrs.get("encoding-type", node.attrs.get("h5sparse_format"))).removesuffix("_matrix")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import csv
-import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
 
 from ..errors import DataError
-from .base import CountsSource, named_cells, reading
+from .base import CountsSource, reading
+from .location import suffix_of
+from .matrix import RowReader
+from .text import bounded_lines, open_text
 
 PIECE_VALUES = 2**22  # parsed at once: 16 MiB of float32 beside their text
 
@@ -26,12 +26,13 @@ class TableSource(CountsSource):
     20 M values a second), and never held as a whole. The first line may lack the field above the cell names.
     """
 
+    format = "table"
     kind = "a table of cells x genes"
+    row_access = False
 
     def __init__(self, path: str) -> None:
-        suffixes = [suffix.lower() for suffix in Path(path).suffixes]
-        self._gzipped = suffixes[-1] == ".gz"
-        self._delimiter = "," if ".csv" in suffixes[-2:] else "\t"
+        self._gzipped = suffix_of(path).endswith(".gz")
+        self._delimiter = "," if suffix_of(path).startswith(".csv") else "\t"
         with reading(path, self.kind), self._lines(path) as lines:
             header = next(csv.reader([next(lines, "")], delimiter=self._delimiter), [])
             first = next(lines, "")
@@ -42,15 +43,13 @@ class TableSource(CountsSource):
             raise DataError(
                 f"{path}: its first line names no genes; fields must be separated by {self._delimiter!r}."
             )
-        super().__init__(path, obs=named_cells(cells), gene_names=genes, corner=corner)
+        super().__init__(path, n_cells=len(cells), cell_names=cells, gene_names=genes, corner=corner)
 
     @contextmanager
     def _lines(self, path: str) -> Iterator[Iterator[str]]:
         """The file's lines without their ends; blank ones left out."""
-        with Path(path).open("rb") as raw:
-            binary = gzip.GzipFile(fileobj=raw) if self._gzipped else raw
-            text = TextIOWrapper(binary, encoding="utf-8-sig")
-            yield (line.rstrip("\r\n") for line in text if line.strip())
+        with open_text(path, self._gzipped) as text:
+            yield (line.rstrip("\r\n") for line in bounded_lines(text) if line.strip())
 
     def _split(self, line: str) -> tuple[str, str]:
         """Cell name and the rest of a line; a quoted name may contain the delimiter."""
@@ -60,20 +59,22 @@ class TableSource(CountsSource):
         name, _, rest = line.partition(self._delimiter)
         return name, rest
 
-    def blocks(self, block_cells: int = 4096) -> Iterator[tuple[int, sp.csr_matrix]]:
-        """Yield (first row, float32 CSR) in row order."""
+    @contextmanager
+    def _rows(self, start: int, stop: int) -> Iterator[RowReader]:
         piece_rows = max(1, PIECE_VALUES // self.n_columns)
-        with reading(self.path, self.kind), self._lines(self.path) as lines:
-            next(lines)
-            for start in range(0, self.n_cells, block_cells):
-                stop = min(start + block_cells, self.n_cells)
+        with self._lines(self.path) as lines:
+            next(islice(lines, start, start + 1))  # skips the first line and the rows before
+
+            def read(low: int, high: int) -> sp.csr_matrix:
                 pieces = [
                     self._parse(
-                        row, [self._split(line)[1] for line in islice(lines, min(piece_rows, stop - row))]
+                        row, [self._split(line)[1] for line in islice(lines, min(piece_rows, high - row))]
                     )
-                    for row in range(start, stop, piece_rows)
+                    for row in range(low, high, piece_rows)
                 ]
-                yield start, sp.vstack(pieces, format="csr")
+                return sp.vstack(pieces, format="csr")
+
+            yield read
 
     def _parse(self, first_row: int, rows: list[str]) -> sp.csr_matrix:
         for offset, row in enumerate(rows):
@@ -104,4 +105,4 @@ class TableSource(CountsSource):
         return DataError(f"{self.name}: the rows from {first_row} on cannot be parsed as numbers.")
 
     def _row_name(self, row: int) -> str:
-        return f"{row} ({self.obs_names[row]})"
+        return f"{row} ({self.obs_rows(row, row + 1).index[0]})"

@@ -17,18 +17,20 @@ from cellfoundry_data.errors import DataError
 from cellfoundry_data.store.format import OBS_CELL_NAME
 from cellfoundry_data.store.reader import Store, open_store
 
-BLOCK_CELLS = 4096
+BLOCK_NNZ = 2**22
+"""Entries in memory at a time, or one chunk where that has more."""
 
 Progress = Callable[[str, int, int], None]
 
 
 def export(store: str | Path, out: str | Path, progress: Progress | None = None) -> None:
-    """Write the store's cells, in its order, to ``out``; one block of cells is in memory at a time.
+    """Write the store's cells, in its order, to ``out``; one block of cells and the whole obs are in memory.
 
-    ``.h5ad`` and ``.zarr`` are AnnData (CSR float32 counts, obs, gene names). ``.parquet`` is one line an
-    entry (cell, gene, count) with the obs beside it in ``<name>.obs.parquet`` (its ``cell`` is that of the
-    entries; a column of that name gets trailing underscores). Cells are called by their
-    names in the sources; where those repeat, every name gets ``-`` and the cell's row in the store.
+    ``.h5ad`` and ``.zarr`` are AnnData (CSR float32, obs, gene names; a column ``_index``, which is AnnData's own,
+    gets trailing underscores). ``.parquet`` is one line an entry (cell,
+    gene, and count, uint32, or value, float32) with the obs beside it in ``<name>.obs.parquet`` (its ``cell`` is
+    that of the entries; a column of that name gets trailing underscores). Cells are called by their names in the
+    sources; where those repeat, every name gets ``-`` and the cell's row in the store.
 
     Raises:
         DataError: another suffix, a folder that is missing, a folder in the way that is no AnnData .zarr, or
@@ -92,7 +94,7 @@ def _write_anndata(
     chunks = (max(1, min(nnz, 1 << 20)),)
     data = create_array(group, name="data", shape=(nnz,), dtype="float32", chunks=chunks)
     indices = create_array(group, name="indices", shape=(nnz,), dtype="int32", chunks=chunks)
-    lengths = []
+    lengths = [np.empty(0, np.int64)]
     first = 0
     for cells in _blocks(store, progress):
         data[first : first + cells.nnz] = cells.counts
@@ -103,6 +105,7 @@ def _write_anndata(
     indptr[:] = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
 
     obs = store.obs_frame().set_index(pd.Index(_cell_names(store), dtype=object))
+    obs.columns = pd.Index(_without("_index", list(obs.columns)))
     write_elem(root, "obs", obs)
     write_elem(root, "var", pd.DataFrame(index=pd.Index(store.vocabulary.genes, dtype=object)))
     for empty in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
@@ -113,7 +116,8 @@ def _write_parquet(store: Store, out: Path, progress: Progress | None) -> None:
     names = pa.array(_cell_names(store))
     genes = pa.array(store.vocabulary.genes)
     text = pa.dictionary(pa.int32(), pa.string())
-    schema = pa.schema([("cell", text), ("gene", text), ("count", pa.uint32())])
+    measured = ("count", pa.uint32()) if store.values == "counts" else ("value", pa.float32())
+    schema = pa.schema([("cell", text), ("gene", text), measured])
     with pq.ParquetWriter(out, schema, compression="zstd") as writer:
         for cells in _blocks(store, progress):
             first = int(cells.row_ids[0])
@@ -121,24 +125,32 @@ def _write_parquet(store: Store, out: Path, progress: Progress | None) -> None:
             columns = [
                 pa.DictionaryArray.from_arrays(entries_cell, names.slice(first, len(cells))),
                 pa.DictionaryArray.from_arrays(cells.gene_ids, genes),
-                pa.array(cells.counts.astype(np.uint32)),
+                pa.array(cells.counts.astype(measured[1].to_pandas_dtype(), copy=False)),
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
     obs = store.obs
-    if "cell" in obs.column_names:
-        free = "cell_"
-        while free in obs.column_names:
-            free += "_"
-        obs = obs.rename_columns({"cell": free})
+    obs = obs.rename_columns(_without("cell", obs.column_names))
     pq.write_table(obs.add_column(0, "cell", names), _obs_file(out), compression="zstd")
 
 
 def _blocks(store: Store, progress: Progress | None) -> Iterator[CellBatch]:
-    for first in range(0, store.n_cells, BLOCK_CELLS):
-        last = min(first + BLOCK_CELLS, store.n_cells)
-        yield store.read_cells(np.arange(first, last))
+    """Runs of whole chunks, so that no chunk is decoded twice."""
+    entries = np.cumsum(store.chunk_nnz, dtype=np.int64)
+    chunk, before = 0, 0
+    while chunk < len(entries):
+        last = max(chunk + 1, int(np.searchsorted(entries, before + BLOCK_NNZ, side="right")))
+        yield store.read_cells(np.arange(store.chunk_first_row[chunk], store.chunk_first_row[last]))
+        chunk, before = last, int(entries[last - 1])
         if progress:
-            progress("export", last, store.n_cells)
+            progress("export", int(store.chunk_first_row[chunk]), store.n_cells)
+
+
+def _without(reserved: str, columns: list[str]) -> list[str]:
+    """Column names where the one that the file format has for itself got trailing underscores."""
+    free = reserved
+    while free in columns:
+        free += "_"
+    return [free if name == reserved else name for name in columns]
 
 
 def _cell_names(store: Store) -> list[str]:

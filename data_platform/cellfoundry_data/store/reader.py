@@ -1,8 +1,9 @@
-"""Opening a store and reading cells from it by row."""
+"""Opening a store and reading cells from it by row or by chunk."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,92 +15,150 @@ import pyarrow.parquet as pq
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.errors import DataError
+from cellfoundry_data.store import manifest as manifest_file
+from cellfoundry_data.store.cache import RangeCache
+from cellfoundry_data.store.files import ByteRange, LocalFiles, StoreFiles
 from cellfoundry_data.store.format import (
-    FORMAT,
     MANIFEST,
-    MANIFEST_DIGEST,
-    OBS,
-    VERSION,
+    FileEntry,
+    Values,
     damaged,
-    digest_line,
     file_entries,
+    is_index_file,
+    obs_file,
 )
-from cellfoundry_data.store.shard import Shard
+from cellfoundry_data.store.index import Index
+from cellfoundry_data.store.recent import Recent
+from cellfoundry_data.store.remote import RemoteFiles
+from cellfoundry_data.store.shard import Shard, decoded_arrays
+from cellfoundry_data.urls import is_url
 from cellfoundry_data.vocabulary import Vocabulary
 
+MAX_OPEN_SHARDS = 4096
+"""About 15 KB each: the shards of 65 M cells."""
 
-def open_store(path: str | Path) -> Store:
-    """Open the store at ``path``.
+
+def open_store(path: str | Path, *, cache: Path | None = None) -> Store:
+    """Open the store in a folder, or behind a URL of any protocol that fsspec knows.
+
+    Args:
+        path: folder or URL (``s3://bucket/store``).
+        cache: folder in which what is fetched from a URL is kept, 64 GiB at most; None keeps nothing.
 
     Raises:
-        DataError: no store there, another format version, or files missing, cut short or altered (which shard
-            is said).
+        DataError: no store there, another format version, files missing, cut short or altered (which shard
+            is said), or a URL that cannot be reached.
     """
-    folder = Path(path)
-    manifest = read_manifest(folder)
-    for owner, entries in owned_files(manifest):
-        for entry in file_entries(entries):
-            entry.check_size(folder, owner)
-    for entry in file_entries(manifest["files"]):
-        entry.read_checked(folder, "the frame")
-    return Store(folder, manifest)
+    frame = read_frame(path, cache)
+    if isinstance(frame.files, LocalFiles):
+        frame.check_sizes()
+    return Store(frame, cache)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of the store in ``folder``, after its format, version and checksum held."""
-    path = folder / MANIFEST
-    if not path.is_file():
+@dataclass(frozen=True)
+class Frame:
+    """What surrounds the shards of a store.
+
+    Attributes:
+        path: the store's folder or URL.
+        files: access to its files.
+        manifest: manifest.json as it stands.
+        entries: the files outside the shards.
+        index: the shards.
+    """
+
+    path: Path | str
+    files: StoreFiles
+    manifest: dict[str, Any]
+    entries: tuple[FileEntry, ...]
+    index: Index
+
+    def read(self, path: str, owner: str = "the frame") -> bytes:
+        """A file of the frame, after its checksum held."""
+        for entry in self.entries:
+            if entry.path == path:
+                return read_checked(self.files, entry, self.path, owner)
+        raise damaged(self.path, owner, f"the manifest lists no file {path}")
+
+    def check_sizes(self) -> None:
+        """Raise DataError where a file is missing or has another size than was written."""
+        for entry in self.entries:
+            entry.check_size(self.files.size(entry.path), self.path, "the frame")
+        for shard in range(len(self.index.names)):
+            found = self.index.entry(shard)
+            for entry in found.files:
+                entry.check_size(self.files.size(entry.path), self.path, found.owner)
+
+
+def read_frame(path: str | Path, cache: Path | None = None) -> Frame:
+    """Manifest and index of the store at ``path``; DataError where they are not those of a store."""
+    place = path if isinstance(path, str) and is_url(path) else Path(path)
+    try:
+        files: StoreFiles = RemoteFiles(place) if isinstance(place, str) else LocalFiles(place)
+        content = files.read(MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        content = None
+    if content is None:
         raise DataError(
-            f"{folder} is not a CellFoundry store: it has no {MANIFEST}; "
+            f"{place} is not a CellFoundry store: it has no {MANIFEST}; "
             "make one with `cellfoundry data ingest`."
         )
-    content = path.read_bytes()
+    manifest = manifest_file.parse(content, place)
+    if cache is not None and isinstance(files, RemoteFiles):
+        files.cache = RangeCache(Path(cache), manifest["sha256"])
+    entries = tuple(file_entries(manifest["files"]))
+    parts = [read_checked(files, entry, place, "the index") for entry in entries if is_index_file(entry.path)]
+    return Frame(place, files, manifest, entries, Index(parts, manifest, place))
+
+
+def read_checked(files: StoreFiles, entry: FileEntry, store: object, owner: str) -> bytes:
+    """A file of a store; DataError, naming ``owner``, where it is not what was written."""
+    if isinstance(files, LocalFiles):  # which takes memory for what is asked for, not for what is there
+        entry.check_size(files.size(entry.path), store, owner)
+    whole = ByteRange(entry.path, 0, entry.size)
+    content = next(iter(files.ranges([whole]))).tobytes()
     try:
-        manifest = json.loads(content)
-        name, version = manifest["format"], manifest["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(folder, "the manifest", f"{MANIFEST} is not readable") from error
-    if name != FORMAT:
-        raise DataError(f"{folder} is not a CellFoundry store: its {MANIFEST} says format {name!r}.")
-    if version != VERSION:
-        raise DataError(
-            f"{folder} is a store of format version {version} and this CellFoundry reads version {VERSION}: "
-            "ingest its sources again with this CellFoundry, or use the one that wrote it."
-        )
-    digest = folder / MANIFEST_DIGEST
-    if not digest.is_file() or digest.read_bytes() != digest_line(content):
-        raise damaged(folder, "the manifest", f"the checksum of {MANIFEST} differs")
-    return manifest
-
-
-def owned_files(manifest: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Every file that the manifest lists, under the part it belongs to."""
-    return [
-        ("the frame", manifest["files"]),
-        *((f"shard {shard['name']}", shard["files"]) for shard in manifest["shards"]),
-    ]
+        entry.check_content(content, store, owner)
+    except DataError:
+        content = files.reread(whole).tobytes()
+        if not content and entry.size:
+            entry.check_size(files.size(entry.path), store, owner)
+        entry.check_content(content, store, owner)
+    return content
 
 
 class Store:
-    """An open store; its shards are opened, and what is read is checked, on first use. Pickles as its path.
+    """An open store; its shards are opened, and what is read is checked, on use. Pickles as its path.
 
     Attributes:
-        path: the store's folder.
+        path: the store's folder or URL.
         manifest: manifest.json as it stands.
         first_rows: int64, (shards + 1,); first row of each shard, then the number of cells.
+        chunk_cells: uint32, (chunks,); cells of each chunk, in the store's order.
+        chunk_nnz: uint32, (chunks,); entries of each chunk.
+        chunk_first_row: int64, (chunks + 1,); first row of each chunk, then the number of cells.
+        chunk_shard, chunk_in_shard: int32, (chunks,); which shard a chunk lies in, and its number there.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
-        self.path = path
-        self.manifest = manifest
-        cells = [shard["cells"] for shard in manifest["shards"]]
-        self.first_rows = np.concatenate([[0], np.cumsum(cells)]).astype(np.int64)
-        self._shards: list[Shard | None] = [None] * len(cells)
+    def __init__(self, frame: Frame, cache: Path | None = None) -> None:
+        self._frame, self._cache = frame, cache
+        self.path, self.manifest = frame.path, frame.manifest
+        index = frame.index
+        self.first_rows = index.first_rows
+        self.chunk_cells, self.chunk_nnz = index.chunk_cells, index.chunk_nnz
+        self.chunk_first_row = np.concatenate([[0], np.cumsum(index.chunk_cells, dtype=np.int64)])
+        chunks = np.diff(index.first_chunks)
+        self.chunk_shard = np.repeat(np.arange(len(chunks), dtype=np.int32), chunks)
+        self.chunk_in_shard = (np.arange(chunks.sum()) - index.first_chunks[self.chunk_shard]).astype(
+            np.int32
+        )
+        self._arrays = decoded_arrays(self.values)
+        self._shards: Recent[int, Shard] = Recent(MAX_OPEN_SHARDS)
         self._vocabulary: Vocabulary | None = None
         self._obs: pa.Table | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self.path,)
+        return _reopen, (self.path, self._cache)
 
     @property
     def n_cells(self) -> int:
@@ -108,32 +167,42 @@ class Store:
 
     @property
     def n_genes(self) -> int:
-        """Genes of the vocabulary."""
-        return int(self.manifest["genes"])
+        """Genes of the vocabulary, after it was compared with the manifest."""
+        return len(self.vocabulary)
+
+    @property
+    def values(self) -> Values:
+        """What the entries measure: "counts" or "float32"."""
+        return self.manifest["values"]
 
     @property
     def vocabulary(self) -> Vocabulary:
         """The genes that gene ids count."""
         if self._vocabulary is None:
-            self._vocabulary = Vocabulary.from_file(self.path / self.manifest["vocabulary"]["file"])
-            if self._vocabulary.hash != self.manifest["vocabulary"]["hash"]:
+            content = self._frame.read(self.manifest["vocabulary"]["file"], "the vocabulary")
+            lines = content.decode(errors="replace").removesuffix("\n").split("\n")[1:]
+            vocabulary = Vocabulary(tuple(line.rpartition("\t")[0] for line in lines))
+            if len(vocabulary) != self.manifest["genes"]:
+                raise damaged(self.path, "the vocabulary", "it has another number of genes than the manifest")
+            if vocabulary.hash != self.manifest["vocabulary"]["hash"]:
                 raise damaged(self.path, "the vocabulary", "its hash is not the manifest's")
+            self._vocabulary = vocabulary
         return self._vocabulary
 
     @property
     def obs(self) -> pa.Table:
         """Columns that describe the cells, (cells,), in row order; text as dictionary columns."""
         if self._obs is None:
-            self._obs = pa.concat_tables(
-                self.obs_of(index) for index in range(len(self._shards))
-            ).unify_dictionaries()
+            shards = range(len(self.first_rows) - 1)
+            self._obs = pa.concat_tables(self.obs_of(shard) for shard in shards).unify_dictionaries()
         return self._obs
 
-    def obs_of(self, shard: int) -> pa.Table:
-        """The part of ``obs`` that belongs to the shard number ``shard``."""
-        listed = self.manifest["shards"][shard]
-        (entry,) = (file for file in file_entries(listed["files"]) if file.path.startswith(f"{OBS}/"))
-        return pq.read_table(pa.BufferReader(entry.read_checked(self.path, f"shard {listed['name']}")))
+    def obs_of(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The part of ``obs``, or of some columns of it, that belongs to the shard number ``shard``."""
+        found = self._frame.index.entry(shard)
+        entry = found.file(obs_file(found.name), self.path)
+        content = read_checked(self._frame.files, entry, self.path, found.owner)
+        return pq.read_table(pa.BufferReader(content), columns=None if columns is None else list(columns))
 
     def obs_frame(self) -> pd.DataFrame:
         """``obs`` as pandas, (cells,); a boolean column with gaps is nullable, which AnnData can write."""
@@ -143,20 +212,66 @@ class Store:
                 frame[field.name] = frame[field.name].astype("boolean")
         return frame
 
-    def shard(self, index: int) -> Shard:
-        """The shard number ``index``."""
-        shard = self._shards[index]
-        if shard is None:
-            shard = self._shards[index] = Shard(self.path, self.manifest["shards"][index], self.n_genes)
-        return shard
+    def cell_keys(self, shard: int) -> npt.NDArray[np.uint64]:
+        """Keys of a shard's cells, uint64, (cells of the shard,); see ``cell_keys``."""
+        return self.chunk_cell_keys(np.flatnonzero(self.chunk_shard == shard))
+
+    def chunk_row_nnz(self, chunks: npt.ArrayLike) -> npt.NDArray[np.uint32]:
+        """Entries of every row of ``chunks`` (numbers in the store's order), one chunk after another, uint32."""
+        return self._rows_of("row_nnz", np.asarray(chunks, np.int64), np.uint32)
+
+    def chunk_cell_keys(self, chunks: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+        """Key of every row of ``chunks``, one chunk after another, uint64; see ``cell_keys``."""
+        return self._rows_of("cell_key", np.asarray(chunks, np.int64), np.uint64)
+
+    def decode_chunks(
+        self,
+        chunks: npt.ArrayLike,
+        destination: npt.NDArray[np.int64],
+        gene_ids: npt.NDArray[np.int32],
+        counts: npt.NDArray[np.float32],
+    ) -> None:
+        """Decode rows straight into their places.
+
+        Args:
+            chunks: numbers in the store's order, (chunks,).
+            destination: (rows of these chunks,), one chunk after another: where in the outputs a row's
+                entries begin, ``chunk_row_nnz`` of them; negative leaves the row out. A chunk without wanted
+                rows is not read.
+            gene_ids, counts: outputs.
+
+        Raises:
+            DataError: a shard whose bytes are not those that were written.
+        """
+        chunks = np.asarray(chunks, np.int64)
+        first = np.concatenate([[0], np.cumsum(self.chunk_cells[chunks], dtype=np.int64)])
+        if len(destination) != first[-1]:
+            raise ValueError(f"{len(destination)} destinations were given for {first[-1]} rows")
+        jobs = [
+            (self._shard(self.chunk_shard[chunk]), int(self.chunk_in_shard[chunk]), destination[start:stop])
+            for chunk, start, stop in zip(chunks, first[:-1], first[1:], strict=True)
+            if destination[start:stop].max() >= 0
+        ]
+        ranges = [shard.range(array, chunk) for shard, chunk, _ in jobs for array in self._arrays]
+        pieces = self._frame.files.ranges(ranges)
+        for shard, chunk, rows in jobs:
+            own = [next(pieces) for _ in self._arrays]
+            shard.decode(chunk, own, rows, gene_ids, counts)
 
     def read_cells(self, rows: npt.ArrayLike) -> CellBatch:
         """The cells at ``rows`` (integers, (cells,)), in that order, repeats allowed; row ids are store rows.
 
         Raises:
-            DataError: a row outside the store, or a shard whose bytes are not those that were written.
+            DataError: rows that are no integers (a boolean mask too), a row outside the store, or a shard whose
+                bytes are not those that were written.
         """
-        wanted = np.asarray(rows, np.int64).reshape(-1)
+        given = np.asarray(rows).reshape(-1)
+        if len(given) and given.dtype.kind not in "iu":
+            raise DataError(
+                f"rows of the store {self.path} are asked for by integers, not {given.dtype}: give the numbers "
+                "of the rows (of a mask: numpy.flatnonzero)."
+            )
+        wanted = given.astype(np.int64)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= self.n_cells):
             raise DataError(
                 f"rows of the store {self.path} run from 0 to {self.n_cells - 1}: one outside was asked for."
@@ -167,22 +282,40 @@ class Store:
 
     def _read_ascending(self, rows: npt.NDArray[np.int64]) -> CellBatch:
         """The cells at ``rows``, which ascend strictly; each chunk they touch is decoded once."""
-        lengths = np.empty(len(rows), np.int64)
-        spans = []
-        for index in np.unique(np.searchsorted(self.first_rows, rows, side="right") - 1):
-            start, stop = np.searchsorted(rows, self.first_rows[index : index + 2])
-            shard = self.shard(index)
-            local = rows[start:stop] - self.first_rows[index]
-            lengths[start:stop] = shard.row_nnz[local]
-            spans.append((shard, local, start))
-        indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        chunk_of = np.searchsorted(self.chunk_first_row, rows, side="right") - 1
+        chunks, which = np.unique(chunk_of, return_inverse=True)
+        before = np.concatenate([[0], np.cumsum(self.chunk_cells[chunks], dtype=np.int64)])
+        places = rows - self.chunk_first_row[chunk_of] + before[which]
+        lengths = self.chunk_row_nnz(chunks)[places]
+        indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+        destination = np.full(before[-1], -1, np.int64)
+        destination[places] = indptr[:-1]
         gene_ids, counts = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-        for shard, local, start in spans:
-            chunk_of = np.searchsorted(shard.first_rows, local, side="right") - 1
-            for chunk in np.unique(chunk_of):
-                first, last = shard.first_rows[chunk : chunk + 2]
-                destination = np.full(last - first, -1, np.int64)
-                inside = np.flatnonzero(chunk_of == chunk)
-                destination[local[inside] - first] = indptr[start + inside]
-                shard.decode_chunk(chunk, destination, gene_ids, counts)
+        self.decode_chunks(chunks, destination, gene_ids, counts)
         return CellBatch(indptr, gene_ids, counts, rows)
+
+    def _rows_of(
+        self, array: str, chunks: npt.NDArray[np.int64], dtype: type[np.generic]
+    ) -> npt.NDArray[Any]:
+        jobs = [(self._shard(self.chunk_shard[chunk]), int(self.chunk_in_shard[chunk])) for chunk in chunks]
+        pieces = self._frame.files.ranges([shard.range(array, chunk) for shard, chunk in jobs])
+        rows = [shard.rows(array, chunk, piece) for (shard, chunk), piece in zip(jobs, pieces, strict=True)]
+        return np.concatenate([np.empty(0, dtype), *rows])
+
+    def _shard(self, number: int) -> Shard:
+        """The shard ``number``; those used last stay open."""
+        return self._shards.get(number, self._open_shard)
+
+    def _open_shard(self, number: int) -> Shard:
+        return Shard(
+            self._frame.files,
+            self._frame.index.entry(number),
+            n_genes=self.n_genes,
+            values=self.values,
+            profile=self.manifest["profile"],
+            store=self.path,
+        )
+
+
+def _reopen(path: Path | str, cache: Path | None) -> Store:
+    return open_store(path, cache=cache)

@@ -1,173 +1,162 @@
-"""Reading one shard: files mapped into memory, every byte checked the first time it is used.
+"""One shard of an open store, every byte checked when it is used.
 
 The layout is plain Zarr v3 (zarr-python reads it too, and a test does); reading the shard index and the
 chunks directly avoids zarr-python's cost per chunk, an order of magnitude at 128 random chunks. A chunk
-carries its CRC-32C, so only what is read is checked; the small arrays are checked whole against the
-manifest's SHA-256.
+carries its CRC-32C, so only what is read is checked.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from array import array
+from collections.abc import Sequence
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
-from numcodecs.zstd import Zstd
 
-from cellfoundry_data.store import encoding
+from cellfoundry_data.store import codec, encoding
+from cellfoundry_data.store.files import ByteRange, StoreFiles
 from cellfoundry_data.store.format import (
-    COUNT_ESCAPE,
-    GENE_ESCAPE,
-    ROW,
-    SHARDS,
-    FileEntry,
+    CRC_BYTES,
+    Profile,
+    Values,
     damaged,
-    file_entries,
+    data_file,
 )
+from cellfoundry_data.store.index import ShardEntry
 
-CRC_BYTES = 4
-BIG_ARRAYS = ("gene_delta", "count")
+_WHY = {
+    encoding.TOO_FEW_ESCAPES: "has fewer escaped values than its bytes ask for",
+    encoding.GENE_OUT_OF_RANGE: "has a gene beyond the vocabulary",
+    encoding.TOO_FEW_ENTRIES: "has fewer entries than its rows ask for",
+}
+
+
+def decoded_arrays(values: Values) -> tuple[str, ...]:
+    """The arrays that decoding a chunk needs, in the order in which ``Shard.decode`` takes their pieces."""
+    measured = ("count", "count_escape") if values == "counts" else ("value",)
+    return ("row_nnz", "gene_delta", "gene_delta_escape", *measured)
 
 
 class Shard:
     """One shard of an open store; DataError names it where its bytes are not those that were written.
 
-    Attributes:
-        name: the shard's folder below ``shards/``.
-        cells: rows in the shard.
-        chunks: chunks in the shard.
-        row_nnz: uint32, (cells,).
-        cell_key: uint64, (cells,); see ``cell_keys``.
-        first_rows: int64, (chunks + 1,); first row of each chunk, then the number of rows.
+    Args:
+        files: of the store.
+        entry: the shard's row in the index.
+        n_genes: genes of the vocabulary.
+        values, profile: of the store, from its manifest.
+        store: the store's place, for errors.
     """
 
-    def __init__(self, store: Path, entry: dict[str, Any], n_genes: int) -> None:
-        self.name: str = entry["name"]
-        self.cells: int = entry["cells"]
-        self.chunks: int = entry["chunks"]
-        self._chunk_nnz: int = entry["chunk_nnz"]
-        self._store, self._n_genes = store, n_genes
-        self._files = {file.path: file for file in file_entries(entry["files"])}
-        self._zstd = Zstd()
+    def __init__(
+        self,
+        files: StoreFiles,
+        entry: ShardEntry,
+        *,
+        n_genes: int,
+        values: Values,
+        profile: Profile,
+        store: object,
+    ) -> None:
+        self._files, self._store, self._owner = files, store, entry.owner
+        self._chunks = entry.chunks
+        self._chunk_cells, self._chunk_nnz = entry.chunk_cells, entry.chunk_nnz_used
+        self._n_genes, self._profile = n_genes, profile
+        self._arrays = decoded_arrays(values)
+        rows = int(entry.chunk_cells.max())
+        self._widths = {
+            "row_nnz": 4 * rows,
+            "cell_key": 8 * rows,
+            "gene_delta": entry.chunk_nnz,
+            "gene_delta_escape": 4 * entry.gene_delta_escapes,
+            "count": entry.chunk_nnz,
+            "count_escape": 4 * entry.count_escapes,
+            "value": 4 * entry.chunk_nnz,
+        }
+        self._paths = {name: data_file(entry.name, name) for name in (*self._arrays, "cell_key")}
+        self._sizes = {name: entry.file(path, store).size for name, path in self._paths.items()}
+        self._bounds: dict[str, array[int]] = {}
 
-        self._check_small_files()
-        self.row_nnz = self._small_array("row_nnz", np.dtype("<u4"), self.cells)
-        self.cell_key = self._small_array("cell_key", np.dtype("<u8"), self.cells)
-        starts = self._small_array("chunk_start", np.dtype("<i8"), (self.chunks + 1) * 3).reshape(-1, 3)
-        self._chunk_start = starts
-        self._gene_escapes = self._small_array("gene_delta_escape", np.dtype("<u4"), starts[-1, GENE_ESCAPE])
-        self._count_escapes = self._small_array("count_escape", np.dtype("<u4"), starts[-1, COUNT_ESCAPE])
-        self.first_rows = np.ascontiguousarray(starts[:, ROW])
-        self._check_layout()
-        self._bytes = {name: self._map(name) for name in BIG_ARRAYS}
-        self._index = {name: self._shard_index(name) for name in BIG_ARRAYS}
+    def range(self, name: str, chunk: int) -> ByteRange:
+        """Where a chunk of an array lies."""
+        bounds = self._bounds.get(name)
+        if bounds is None:
+            bounds = self._bounds[name] = self._bounds_of(name)
+        return ByteRange(self._paths[name], bounds[chunk], bounds[chunk + 1])
 
-    def decode_chunk(
+    def rows(self, name: str, chunk: int, stored: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        """A chunk of ``row_nnz`` (uint32) or ``cell_key`` (uint64) from its stored bytes, (cells,).
+
+        What is allocated by ``row_nnz`` has the bounds of the index: it must add up to the chunk's entries there.
+        """
+        content = self._unpack(name, chunk, stored)
+        rows = content.view("<u4" if name == "row_nnz" else "<u8")[: self._chunk_cells[chunk]]
+        if name == "row_nnz" and rows.sum(dtype=np.int64) != self._chunk_nnz[chunk]:
+            raise self._damaged(f"the rows of chunk {chunk} have not the entries that the index says")
+        return rows
+
+    def decode(
         self,
         chunk: int,
+        pieces: Sequence[npt.NDArray[np.uint8]],
         destination: npt.NDArray[np.int64],
         gene_ids: npt.NDArray[np.int32],
         counts: npt.NDArray[np.float32],
     ) -> None:
         """Decode a chunk's rows into ``gene_ids`` and ``counts``, row ``i`` from ``destination[i]`` on
-        (negative: left out).
+        (negative: left out). ``pieces`` are the stored bytes of ``decoded_arrays``.
         """
-        first, last = self.first_rows[chunk : chunk + 2]
-        before, after = self._chunk_start[chunk], self._chunk_start[chunk + 1]
-        answer = encoding.decode_rows(
-            self._chunk_bytes("gene_delta", chunk),
-            self._chunk_bytes("count", chunk),
-            self._gene_escapes[before[GENE_ESCAPE] : after[GENE_ESCAPE]],
-            self._count_escapes[before[COUNT_ESCAPE] : after[COUNT_ESCAPE]],
-            self.row_nnz[first:last],
-            destination,
-            self._n_genes,
-            gene_ids,
-            counts,
-        )
+        row_nnz = self.rows("row_nnz", chunk, pieces[0])
+        gene_delta = self._unpack("gene_delta", chunk, pieces[1])
+        escapes = self._unpack("gene_delta_escape", chunk, pieces[2]).view("<u4")
+        answer = encoding.decode_genes(gene_delta, escapes, row_nnz, destination, self._n_genes, gene_ids)
+        if answer == encoding.DECODED:
+            measured = self._unpack(self._arrays[3], chunk, pieces[3])
+            if len(self._arrays) == 4:
+                answer = encoding.place_values(measured, row_nnz, destination, counts.view(np.uint8))
+            else:
+                escapes = self._unpack("count_escape", chunk, pieces[4]).view("<u4")
+                answer = encoding.decode_counts(measured, escapes, row_nnz, destination, counts)
+        if answer == encoding.OUTSIDE:
+            raise ValueError(
+                "decoded rows need more room than the given arrays have behind their destination"
+            )
         if answer != encoding.DECODED:
-            why = {
-                encoding.TOO_FEW_ESCAPES: "fewer escaped values than its bytes ask for",
-                encoding.GENE_OUT_OF_RANGE: "a gene beyond the vocabulary",
-            }[answer]
-            raise self._damaged(f"chunk {chunk} has {why}")
+            raise self._damaged(f"chunk {chunk} {_WHY[answer]}")
 
-    def _chunk_bytes(self, name: str, chunk: int) -> npt.NDArray[np.uint8]:
-        """One decompressed chunk of a big array, (chunk_nnz,), after its checksum held."""
-        offset, length = (int(number) for number in self._index[name][chunk])
-        content = self._bytes[name]
-        if offset + length > len(content) or length <= CRC_BYTES:
-            raise self._damaged(f"the shard index of {name} points outside its file")
-        stored = content[offset : offset + length]
-        return self._decompress(name, stored, self._chunk_nnz)
-
-    def _decompress(self, name: str, stored: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-        """Check and drop the CRC-32C at the end, then undo zstd; ``size`` bytes must come out."""
-        packed = stored[:-CRC_BYTES]
-        if google_crc32c.value(packed.tobytes()) != int.from_bytes(stored[-CRC_BYTES:].tobytes(), "little"):
-            raise self._damaged(f"the checksum of a chunk of {name} differs")
-        out = np.empty(size, np.uint8)
+    def _unpack(self, name: str, chunk: int, stored: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The bytes of a chunk; a copy that is damaged is fetched once more from its origin."""
         try:
-            self._zstd.decode(packed, out)
-        except (RuntimeError, ValueError) as error:
-            raise self._damaged(f"a chunk of {name} does not decompress to {size:,} bytes") from error
-        return out
+            return codec.unpack(stored, self._widths[name], self._profile)
+        except codec.PieceError:
+            stored = self._files.reread(self.range(name, chunk))
+        try:
+            return codec.unpack(stored, self._widths[name], self._profile)
+        except codec.PieceError as error:
+            raise self._damaged(f"{error} in {self._paths[name]}") from error
 
-    def _small_array(self, name: str, dtype: np.dtype[Any], size: int) -> npt.NDArray[Any]:
-        """An array that lies in one chunk, flat."""
-        if size == 0:
-            return np.empty(0, dtype)
-        stored = np.frombuffer(self._entry(name).read_checked(self._store, self._owner), np.uint8)
-        return self._decompress(name, stored, size * dtype.itemsize).view(dtype)
-
-    def _shard_index(self, name: str) -> npt.NDArray[np.uint64]:
-        """Offset and length of every chunk of a big array, (chunks, 2): Zarr's sharding codec keeps it at the
-        file's end.
+    def _bounds_of(self, name: str) -> array[int]:
+        """Where the chunks of an array begin and the last one ends: Zarr's sharding codec keeps offset and length
+        of each, 16 bytes and a checksum over all, at the file's end.
         """
-        size = self.chunks * 16 + CRC_BYTES
-        content = self._bytes[name]
-        if len(content) < size:
-            raise self._damaged(f"{name} is too short for its shard index")
-        tail = content[-size:]
-        if google_crc32c.value(tail[:-CRC_BYTES].tobytes()) != int.from_bytes(
-            tail[-CRC_BYTES:].tobytes(), "little"
-        ):
+        path, size = self._paths[name], self._sizes[name]
+        where = ByteRange(path, size - self._chunks * 16 - CRC_BYTES, size)
+        if where.start < 0:
+            raise self._damaged(f"{path} is too short for its shard index")
+        stored = next(iter(self._files.ranges([where])))
+        if len(stored) != where.stop - where.start or not codec.is_sealed(stored):
+            stored = self._files.reread(where)
+        if len(stored) != where.stop - where.start:
+            raise self._damaged(f"{path} is missing or shorter than it was written")
+        if not codec.is_sealed(stored):
             raise self._damaged(f"the checksum of the shard index of {name} differs")
-        return tail[:-CRC_BYTES].copy().view("<u8").reshape(-1, 2)
-
-    def _map(self, name: str) -> npt.NDArray[np.uint8]:
-        entry = self._entry(name)
-        entry.check_size(self._store, self._owner)
-        return np.asarray(np.memmap(self._store / entry.path, np.uint8, "r"))
-
-    def _entry(self, name: str) -> FileEntry:
-        """The one data file of an array: ``c/0`` or, in two dimensions, ``c/0/0``."""
-        folder = f"{SHARDS}/{self.name}/{name}/c/"
-        for path, entry in self._files.items():
-            if path.startswith(folder):
-                return entry
-        raise self._damaged(f"the manifest lists no file of {name}")
-
-    def _check_small_files(self) -> None:
-        """Zarr's metadata is not needed here, yet a reader of it must be able to trust it."""
-        for path, entry in self._files.items():
-            if path.endswith("zarr.json"):
-                entry.read_checked(self._store, self._owner)
-
-    def _check_layout(self) -> None:
-        """Rows, chunks and entries agree, so that decoding stays inside its arrays."""
-        starts = self._chunk_start
-        if starts[0].any() or (np.diff(starts, axis=0) < 0).any() or starts[-1, ROW] != self.cells:
-            raise self._damaged("chunk_start does not ascend from 0 to the number of cells")
-        entries = np.concatenate([[0], np.cumsum(self.row_nnz, dtype=np.int64)])[self.first_rows]
-        if (np.diff(entries) > self._chunk_nnz).any():
-            raise self._damaged("a chunk has more entries than fit")
-
-    @property
-    def _owner(self) -> str:
-        return f"shard {self.name}"
+        pairs = np.frombuffer(stored, "<i8", 2 * self._chunks).reshape(-1, 2)
+        bounds = np.empty(self._chunks + 1, np.int64)
+        bounds[:-1], bounds[-1] = pairs[:, 0], where.start
+        if bounds[0] != 0 or (pairs[:, 1] < 1).any() or (np.diff(bounds) != pairs[:, 1]).any():
+            raise self._damaged(f"the shard index of {name} does not cover its file")
+        return array("q", bounds.tobytes())
 
     def _damaged(self, what: str) -> Exception:
         return damaged(self._store, self._owner, what)

@@ -1,0 +1,109 @@
+"""The plain order of an epoch: chunks in random order, a window of them at a time, the window's cells in random
+order.
+
+Cells were shuffled over the whole store when it was written, so a window (128 chunks, about 7,800 cells) is a
+sample of all sources. Every rank decompresses the chunks of every window for its own part of the cells: at 8 ranks
+a cell costs a rank about five times what it costs alone.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cellfoundry_data.loader.permutation import CELLS, CHUNKS, permutation, salt
+from cellfoundry_data.loader.selection import Selection
+
+Int64 = npt.NDArray[np.int64]
+Drawn = tuple[int, ...]
+"""Cells that were drawn from each category since the epoch's start; empty where nothing is drawn."""
+
+
+class EpochOrder(Protocol):
+    """One epoch's cells, window after window.
+
+    Attributes:
+        places: int64, (windows + 1,); cells of the epoch before each window, then all of them.
+    """
+
+    places: Int64
+
+    def rows(self, window: int, drawn: Drawn) -> tuple[Int64, Drawn]:
+        """Store rows of a window in their order, (places of the window,), and what is drawn after it.
+
+        Args:
+            window: its number in the epoch.
+            drawn: what was drawn before it.
+        """
+
+
+class Order(Protocol):
+    """The order of any epoch.
+
+    Attributes:
+        n_cells: cells of an epoch.
+    """
+
+    n_cells: int
+
+    def epoch(self, number: int) -> EpochOrder:
+        """The order of the epoch ``number``."""
+
+
+class ShuffledChunks:
+    """Every selected cell once an epoch.
+
+    Args:
+        chunk_cells: uint32, (chunks,); cells of each chunk.
+        first_rows: int64, (chunks + 1,); first row of each chunk, then the number of rows.
+        selection: the cells that take part; None for all.
+        window_chunks: chunks of a window.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        chunk_cells: npt.NDArray[np.uint32],
+        first_rows: Int64,
+        selection: Selection | None,
+        *,
+        window_chunks: int,
+        seed: int,
+    ) -> None:
+        self.first_rows, self.selection = first_rows, selection
+        self.window_chunks, self.seed = window_chunks, seed
+        self.chunk_cells = chunk_cells if selection is None else selection.count(first_rows)
+        self.n_cells = int(self.chunk_cells.sum(dtype=np.int64))
+
+    def epoch(self, number: int) -> ShuffledEpoch:
+        """The order of the epoch ``number``."""
+        return ShuffledEpoch(self, number)
+
+
+class ShuffledEpoch:
+    """One epoch of ``ShuffledChunks``; see ``EpochOrder``."""
+
+    def __init__(self, order: ShuffledChunks, number: int) -> None:
+        self._order, self._number = order, number
+        chunks = permutation(len(order.chunk_cells), salt(order.seed, number, CHUNKS)).astype(np.uint32)
+        size = order.window_chunks
+        self._windows = [chunks[first : first + size] for first in range(0, len(chunks), size)]
+        cells = np.add.reduceat(order.chunk_cells[chunks], np.arange(0, len(chunks), size), dtype=np.int64)
+        self.places = np.concatenate([[0], np.cumsum(cells)])
+
+    def rows(self, window: int, drawn: Drawn) -> tuple[Int64, Drawn]:
+        """See ``EpochOrder``."""
+        order, chunks = self._order, self._windows[window].astype(np.int64)
+        rows = ranges(order.first_rows[chunks], order.first_rows[chunks + 1])
+        if order.selection is not None:
+            rows = rows[order.selection.holds(rows)]
+        return rows[permutation(len(rows), salt(order.seed, self._number, CELLS, window))], drawn
+
+
+def ranges(starts: Int64, stops: Int64) -> Int64:
+    """The numbers of every range ``starts[i]`` to ``stops[i] - 1``, one range after another; int64."""
+    lengths = stops - starts
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(lengths.sum())

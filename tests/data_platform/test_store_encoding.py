@@ -1,0 +1,136 @@
+"""The coding of cells as bytes: what goes in comes out, and bytes that no writer makes harm nobody."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellfoundry_data.batch import CellBatch
+from cellfoundry_data.store.encoding import (
+    DECODED,
+    GENE_OUT_OF_RANGE,
+    OUTSIDE,
+    TOO_FEW_ENTRIES,
+    TOO_FEW_ESCAPES,
+    decode_counts,
+    decode_genes,
+    encode,
+    pack_rows,
+    place_values,
+)
+
+# Gaps around 255 and counts around every limit; a float32 holds each of them exactly.
+gaps = st.one_of(st.integers(1, 5), st.sampled_from([254, 255, 256, 511, 5000]))
+count_values = st.one_of(
+    st.integers(1, 300), st.sampled_from([254, 255, 256, 65_535, 65_536, 2**24, 2**31, 2**32 - 2**8])
+)
+rows = st.lists(st.lists(st.tuples(gaps, count_values), max_size=40), min_size=1, max_size=12)
+
+
+@given(
+    rows=rows,
+    chunk_nnz=st.integers(1, 50),
+    first_gene=st.sampled_from([0, 254, 255, 300]),
+    floats=st.booleans(),
+    left_out=st.integers(0, 2**12 - 1),
+)
+@settings(max_examples=300, deadline=None)
+def test_decoding_gives_back_what_was_encoded(
+    rows: list[list[tuple[int, int]]], chunk_nnz: int, first_gene: int, floats: bool, left_out: int
+) -> None:
+    indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    genes = [np.cumsum([gap for gap, _ in row]) - (row[0][0] if row else 0) + first_gene for row in rows]
+    gene_ids = np.concatenate([np.empty(0), *genes]).astype(np.int32)
+    measured = np.array([count for row in rows for _, count in row], np.float32)
+    wanted = np.array([not left_out >> row & 1 for row in range(len(rows))])
+    keys = np.arange(len(rows), dtype=np.uint64)
+
+    cells = CellBatch(indptr, gene_ids, measured, np.arange(len(rows)))
+    encoded = encode(cells, keys, chunk_nnz, "float32" if floats else "counts")
+
+    out_genes, out_counts = np.full(len(gene_ids), -1, np.int32), np.full(len(measured), -1, np.float32)
+    row = 0
+    for chunk, n_cells in enumerate(encoded.chunk_cells.tolist()):
+        arrays = {name: array[chunk] for name, array in encoded.arrays.items()}
+        destination = np.where(wanted, indptr[:-1], -1)[row : row + n_cells]
+        row_nnz = arrays["row_nnz"][:n_cells]
+        np.testing.assert_array_equal(arrays["cell_key"][:n_cells], keys[row : row + n_cells])
+        row += n_cells
+        assert (
+            decode_genes(
+                arrays["gene_delta"],
+                arrays["gene_delta_escape"],
+                row_nnz,
+                destination,
+                2**31 - 1,
+                out_genes,
+            )
+            == DECODED
+        )
+        if floats:
+            answer = place_values(
+                arrays["value"].view(np.uint8), row_nnz, destination, out_counts.view(np.uint8)
+            )
+        else:
+            answer = decode_counts(arrays["count"], arrays["count_escape"], row_nnz, destination, out_counts)
+        assert answer == DECODED
+    assert row == len(rows)
+    entry_wanted = np.repeat(wanted, np.diff(indptr))
+    np.testing.assert_array_equal(out_genes, np.where(entry_wanted, gene_ids, -1))
+    np.testing.assert_array_equal(out_counts, np.where(entry_wanted, measured, -1))
+
+
+@given(lengths=st.lists(st.integers(0, 20), max_size=60), chunk_nnz=st.integers(1, 25))
+def test_chunks_hold_whole_rows_and_no_more_than_fit(lengths: list[int], chunk_nnz: int) -> None:
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    firsts = pack_rows(indptr, chunk_nnz)
+    assert (firsts[0], firsts[-1]) == (0, len(lengths))
+    assert (np.diff(firsts) >= 1).all()
+    for first, last in itertools.pairwise(firsts):
+        # More than fits only where one row alone has more.
+        assert indptr[last] - indptr[first] <= max(chunk_nnz, *lengths[first:last], 0)
+        # Not one row more would have fitted.
+        assert last == len(lengths) or indptr[last + 1] - indptr[first] > chunk_nnz
+
+
+def decode_two_entries(
+    deltas: list[int], escapes: list[int], row_nnz: int = 2, destination: int = 0
+) -> tuple[int, npt.NDArray[np.int32]]:
+    gene_ids = np.full(4, -1, np.int32)
+    answer = decode_genes(
+        np.array(deltas, np.uint8),
+        np.array(escapes, np.uint32),
+        np.array([row_nnz], np.uint32),
+        np.array([destination], np.int64),
+        100,
+        gene_ids[:2],
+    )
+    return answer, gene_ids
+
+
+@pytest.mark.parametrize(
+    ("deltas", "escapes", "answer"),
+    [
+        ([3, 255], [], TOO_FEW_ESCAPES),
+        ([3, 255], [2**32 - 1], GENE_OUT_OF_RANGE),
+        ([3, 254], [], GENE_OUT_OF_RANGE),
+        ([3, 96], [], DECODED),
+        ([3], [], TOO_FEW_ENTRIES),
+    ],
+)
+def test_genes_that_no_writer_makes_are_refused(deltas: list[int], escapes: list[int], answer: int) -> None:
+    got, gene_ids = decode_two_entries(deltas, escapes)
+    assert got == answer
+    np.testing.assert_array_equal(gene_ids[2:], -1)
+
+
+@pytest.mark.parametrize(("row_nnz", "destination"), [(2, 1), (2, 2**62), (2**32 - 1, 0)])
+def test_nothing_is_written_outside_the_outputs(row_nnz: int, destination: int) -> None:
+    got, gene_ids = decode_two_entries([3, 96], [], row_nnz, destination)
+    assert got in (OUTSIDE, TOO_FEW_ENTRIES)
+    np.testing.assert_array_equal(gene_ids, -1)
