@@ -81,16 +81,13 @@ def _ingest(run: _Run, progress: Progress) -> dict[str, Any]:
         shutil.copyfile(run.donor, run.source)
     manifest = ingest([str(run.source)], str(run.store), progress=progress)
     read = sum(source["cells_read"] for source in manifest["sources"])
-    arrays = [
-        file["size"] for shard in manifest["shards"] for file in shard["files"] if "obs" not in file["path"]
-    ]
     return {
         "cells": manifest["cells"],
         "genes": manifest["genes"],
         "nnz": manifest["nnz"],
         "read": read,
         "removed": read - manifest["cells"],
-        "bytes_per_nnz": sum(arrays) / manifest["nnz"],
+        "bytes_per_nnz": manifest["array_bytes"] / manifest["nnz"],
     }
 
 

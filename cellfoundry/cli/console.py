@@ -16,6 +16,17 @@ PLAIN_LINE_EVERY_S = 5.0
 SHORTEST_TIMED_S = 0.01
 
 
+def amount(label: str, number: float, digits: int = 0) -> str:
+    """A number of what ``label`` counts: ``1,937``, or ``9.1 MB`` where it counts bytes."""
+    if not label.endswith("bytes"):
+        return f"{number:,.{digits}f}"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if number < 1000 or unit == "TB":
+            break
+        number /= 1000
+    return f"{number:.1f} {unit}"
+
+
 def duration(seconds: float) -> str:
     """``73`` -> ``1:13``."""
     minutes, rest = divmod(round(seconds), 60)
@@ -37,12 +48,12 @@ class ProgressDisplay:
     def __enter__(self) -> ProgressDisplay:
         if self._stream.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bars = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                MofNCompleteColumn(),
+                TextColumn("{task.fields[of_total]}"),
                 TextColumn("{task.fields[rate]}"),
                 TextColumn("eta"),
                 TimeRemainingColumn(),
@@ -67,20 +78,20 @@ class ProgressDisplay:
         done_before, began = self._began.setdefault(label, (0, self._last_call))
         self._done[label], self._last_call = done, now
         rate = (done - done_before) / (now - began) if now - began > SHORTEST_TIMED_S else 0.0
+        of_total = amount(label, done) + (f"/{amount(label, total)}" if total else "")
+        pace = f"{amount(label, rate, 1)}/s" if rate else ""
         if self._bars:
             if label not in self._tasks:
-                self._tasks[label] = self._bars.add_task(label, total=total or None, rate="")
+                self._tasks[label] = self._bars.add_task(label, total=total or None, rate="", of_total="")
             self._bars.update(
-                self._tasks[label], completed=done, total=total or None, rate=f"{rate:,.1f}/s" if rate else ""
+                self._tasks[label], completed=done, total=total or None, rate=pace, of_total=of_total
             )
         elif label not in self._printed or (
             done != done_before and (done >= total > 0 or now - self._printed[label] >= PLAIN_LINE_EVERY_S)
         ):
             self._printed[label] = now
             eta = f", eta {duration((total - done) / rate)}" if rate and done < total else ""
-            pace = f" ({rate:,.1f}/s{eta})" if rate else ""
-            of_total = f"/{total:,}" if total else ""
-            print(f"{label}: {done:,}{of_total}{pace}", file=self._stream, flush=True)
+            print(f"{label}: {of_total}{f' ({pace}{eta})' if pace else ''}", file=self._stream, flush=True)
 
 
 def print_warnings_as_lines() -> None:

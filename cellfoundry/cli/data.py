@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 
 import typer
 
 from cellfoundry.cli.console import ProgressDisplay
 
+REPORT = "report.html"
+
 app = typer.Typer(
-    help="Ingest counts into a shard store; inspect, verify and export it.", no_args_is_help=True
+    help="Ingest counts into a shard store; inspect, verify, report on and export it.", no_args_is_help=True
 )
+
+
+class Values(StrEnum):
+    """What a store holds."""
+
+    counts = "counts"
+    float32 = "float32"
+
+
+class Profile(StrEnum):
+    """How a store is packed."""
+
+    compact = "compact"
+    fast = "fast"
 
 
 @app.command()
@@ -19,38 +36,84 @@ def ingest(
     sources: list[str] = typer.Argument(
         ...,
         metavar="SRC",
-        help="Raw counts: .h5ad, .zarr (AnnData), 10x .h5 or mtx folder, .csv/.tsv (cells x genes), .npy/.npz.",
+        help="Counts: .h5ad, .zarr (AnnData), .loom, 10x .h5 or mtx folder, .csv/.tsv (cells x genes), .parquet "
+        "(cell, gene, count), .npy/.npz; folders and globs of them; URLs (s3://, gs://, https://).",
     ),
-    store: Path = typer.Option(
+    store: str = typer.Option(
         ..., help="Folder of the store to write; an existing store is replaced when done."
+    ),
+    append: bool = typer.Option(
+        False, "--append", help="Add the cells to the store instead of replacing it."
     ),
     vocab: str = typer.Option(
         "scfoundation", help="Gene vocabulary: a shipped name, or a file with a gene column."
     ),
+    aliases: Path | None = typer.Option(
+        None, help="HGNC complete-set file with more alias and withdrawn symbols than the shipped table."
+    ),
+    layer: str | None = typer.Option(
+        None, help="Matrix to read: X, raw or a layer's name. Default: the first that holds whole counts."
+    ),
     min_genes: int = typer.Option(200, min=0, help="Drop cells with fewer expressed vocabulary genes."),
+    min_total: float | None = typer.Option(None, min=0, help="Drop cells with fewer counts."),
+    max_total: float | None = typer.Option(None, min=0, help="Drop cells with more counts."),
+    max_mito: float | None = typer.Option(
+        None, min=0, max=1, help="Drop cells with a larger share of counts in mitochondrial genes (MT-...)."
+    ),
     seed: int = typer.Option(0, help="Seed of the global shuffle; the same seed gives the same store."),
-    layer: str | None = typer.Option(None, help="Matrix to read: a layer's name or 'raw'. Default: X."),
+    values: Values = typer.Option(
+        Values.counts, help="counts refuses fractions; float32 keeps normalised values as they are."
+    ),
+    profile: Profile = typer.Option(
+        Profile.compact, help="compact: about 1 byte an entry (zstd); fast: 2 bytes, less work to read."
+    ),
+    cpus: int | None = typer.Option(
+        None,
+        min=1,
+        help="Workers, about 1.3 GB each. Default: one for each CPU. RAY_ADDRESS names a cluster instead.",
+    ),
+    fresh: bool = typer.Option(
+        False, "--fresh", help="Start over: use nothing that a killed ingest has left."
+    ),
 ) -> None:
-    """Align counts to the vocabulary, filter cells, shuffle them and write a sharded store with Ray Data."""
-    from cellfoundry_data.ingest import ingest as run_ingest
+    """Align counts to the vocabulary, filter cells, shuffle them and write a sharded store with Ray Data.
 
+    A killed ingest goes on where it stopped when the same command runs again. The store's report is STORE/report.html.
+    """
+    from cellfoundry.report import data_report
+    from cellfoundry_data.ingest import ingest as run_ingest
+    from cellfoundry_data.qc import QcLimits
+
+    limits = QcLimits(min_genes=min_genes, min_total=min_total, max_total=max_total, max_mito_share=max_mito)
     with ProgressDisplay() as progress:
         manifest = run_ingest(
-            sources, str(store), vocab=vocab, min_genes=min_genes, seed=seed, layer=layer, progress=progress
+            sources,
+            store,
+            vocab=vocab,
+            aliases=aliases,
+            limits=limits,
+            seed=seed,
+            layer=layer,
+            values=values.value,
+            profile=profile.value,
+            append=append,
+            fresh=fresh,
+            cpus=cpus,
+            progress=progress,
         )
+    report_page = data_report.write(store, Path(store) / REPORT)
     typer.echo(
-        f"{store}: {manifest['cells']:,} cells x {manifest['genes']:,} genes, {manifest['nnz']:,} non-zeros"
+        f"{store}: {manifest['cells']:,} cells x {manifest['genes']:,} genes, {manifest['nnz']:,} non-zeros; "
+        f"report in {report_page}"
     )
 
 
 @app.command()
-def info(store: Path = typer.Argument(..., help="Folder of a store.")) -> None:
-    """Print the store's manifest as JSON (checksums left out)."""
+def info(store: str = typer.Argument(..., help="Folder or URL of a store.")) -> None:
+    """Print the store's manifest as JSON."""
     from cellfoundry_data.store import open_store
 
-    manifest = dict(open_store(store).manifest)
-    manifest["shards"] = len(manifest["shards"])
-    typer.echo(json.dumps(manifest, indent=2))
+    typer.echo(json.dumps(open_store(store).manifest, indent=2, ensure_ascii=False))
 
 
 @app.command()
@@ -65,6 +128,19 @@ def verify(store: Path = typer.Argument(..., help="Folder of a store.")) -> None
             typer.echo(f"error: {problem}", err=True)
         raise typer.Exit(2)
     typer.echo(f"{store}: {report.files:,} files checked, all as written")
+
+
+@app.command()
+def report(
+    store: Path = typer.Argument(..., help="Folder of a store."),
+    out: Path | None = typer.Option(None, help="Page to write. Default: STORE/report.html."),
+) -> None:
+    """Write the store's report: its sources, what was matched and removed, knee and violin plots."""
+    from cellfoundry.report import data_report
+
+    page = out or store / REPORT
+    data_report.write(store, page)
+    typer.echo(str(page))
 
 
 @app.command("export")

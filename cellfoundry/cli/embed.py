@@ -88,7 +88,11 @@ def embed(
     precision: Precision = typer.Option(
         Precision.fp32, help="bf16 is for GPUs; it is off by about 1 % of the largest number."
     ),
-    layer: str | None = typer.Option(None, help="Matrix to read: a layer's name or 'raw'. Default: X."),
+    layer: str | None = typer.Option(
+        None,
+        help="Matrix to read: X, raw or a layer's name. Default: the first that holds whole counts; X with "
+        "--pre-normalized.",
+    ),
 ) -> None:
     """Embed every cell; rows keep the source's order, cells without counts become NaN."""
     from cellfoundry_serving.embed import embed as run_embed

@@ -1,1 +1,1 @@
-"""The quickstart's self-contained HTML report."""
+"""Self-contained HTML reports: of the quickstart, and of a store's sources."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from cellfoundry.report.figures import horizontal_bars, loss_curve, umap_scatter
+from cellfoundry.report.template import render
 from cellfoundry_bench.atomic import write_text
 
 PACKAGES = (
@@ -81,15 +79,10 @@ def write_page(out: Path, record: dict[str, Any], plots: dict[str, Any]) -> Path
         record: stage name -> what the stage recorded, ``seconds`` included.
         plots: ``steps`` and ``evaluations`` of the training log, ``umap`` (cells, 2), ``labels`` (cells,).
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(
-        resources.files(__package__).joinpath("page.html.j2").read_text("utf-8")
-    )
     seconds = {name: record[name]["seconds"] for name in STAGE_NAMES}
     total = sum(seconds.values())
-    html = template.render(
+    html = render(
+        "page.html.j2",
         ingest=record["ingest"],
         pretrain=record["pretrain"],
         evaluate=record["evaluate"],

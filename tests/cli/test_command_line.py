@@ -77,6 +77,7 @@ def test_help_loads_neither_torch_nor_ray() -> None:
         ("data", "ingest"),
         ("data", "info"),
         ("data", "verify"),
+        ("data", "report"),
         ("data", "export"),
         ("train", "pretrain"),
         ("model", "import"),

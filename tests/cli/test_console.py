@@ -28,10 +28,13 @@ def test_rate_and_eta_leave_out_what_came_before_the_work(monkeypatch: pytest.Mo
         progress("resumed", 1100, 2000)
         clock.now += 10
         progress("at once", 50, 50)
+        clock.now += 2
+        progress("read bytes", 3_000_000, 1_500_000_000)
     assert stream.getvalue().splitlines() == [
         "resumed: 1,000/2,000",
         "resumed: 1,100/2,000 (10.0/s, eta 1:30)",
         "at once: 50/50 (5.0/s)",
+        "read bytes: 3.0 MB/1.5 GB (1.5 MB/s, eta 16:38)",
     ]
 
 

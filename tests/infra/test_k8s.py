@@ -58,7 +58,7 @@ def test_jobs_hand_files_on_to_each_other(parse: Parse, echoing_path: dict[str, 
     ingest, pretrain, embed = (
         parse(arguments_of(job, echoing_path)) for job in ("ingest", "pretrain", "embed")
     )
-    assert pretrain["store"] == ingest["store"]
+    assert str(pretrain["store"]) == ingest["store"]
     assert embed["model"] == pretrain["run"] / "model"
 
 
