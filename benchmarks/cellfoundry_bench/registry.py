@@ -34,7 +34,10 @@ class Suite:
 
 
 SUITES = (
-    Suite("data", "ingest and loader: cells per second, bytes per non-zero, against backed h5ad"),
+    Suite(
+        "data",
+        "ingest, store and loader on a 200,000-cell atlas against annbatch, scDataset, SCDL and TileDB-SOMA-ML",
+    ),
     Suite("kernels", "attention on ragged cells, value embedding, FAVOR+; needs torch only"),
     Suite("train", "one training step of tiny without Ray: cells and tokens per second, breakdown"),
     Suite("embed", "packed batch embedding against the one-cell-at-a-time float32 loop"),

@@ -13,7 +13,7 @@ import torch
 
 from cellfoundry_bench.ragged import GENES_PER_CELL, real_lengths, synthetic_counts
 from cellfoundry_bench.real_cells import real_cells
-from cellfoundry_bench.suites import data, embed, kernels, serve, train
+from cellfoundry_bench.suites import embed, kernels, serve, train
 from cellfoundry_serving.endpoint.server import running
 
 
@@ -95,21 +95,6 @@ def test_embedding_agrees_with_the_loop_it_is_timed_against() -> None:
     speed, difference = embed.embed_rows("tiny", real_cells(3), rounds=1)
     assert speed.ratio is not None
     assert difference.met is True
-
-
-def test_data_rows_on_the_bundled_donor(ray_local: None, baron_h5ad: Path, tmp_path: Path) -> None:
-    from cellfoundry_data.ingest import ingest
-
-    ingest([str(baron_h5ad)], str(tmp_path / "store"))
-    source = tmp_path / "donor.h5ad"
-    source.symlink_to(baron_h5ad)
-    read = data.loader_row(source, tmp_path / "store", rounds=1)
-    size = data.size_row(source, tmp_path / "store")
-    assert read.unit == "cells/CPU-s"
-    assert read.value is not None
-    assert read.value > 0
-    assert size.value is not None
-    assert 0.5 < size.value < 4
 
 
 def test_load_generator_measures_the_live_endpoint() -> None:

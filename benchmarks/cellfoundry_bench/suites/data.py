@@ -1,85 +1,62 @@
-"""The data layer on the bundled donor: ingest, random batches against backed h5ad, and the store's size.
+"""The data layer at atlas scale: ingest, store and loader against the peers, each in its own environment.
 
-CPU-seconds are those of this process, the loader's background thread included. Ray's workers are other processes,
-so ingest is timed by the wall clock.
+Every side runs in a process of its own, driven alike, so that CPU-seconds (all threads and children) and peak
+memory are measured alike. Rates are of shuffled sparse batches (gene ids and counts) from a warm page cache.
+Size and what to compare with are set by the environment, see ``cellfoundry_bench.atlas.settings``.
 """
 
 from __future__ import annotations
 
-import functools
-import tempfile
-from pathlib import Path
+from collections.abc import Callable
 
-import anndata
-import numpy as np
-
-from cellfoundry_bench.measure import compare, cpu_clock, seconds
-from cellfoundry_bench.results import Row, SuiteResult
-from cellfoundry_data.bundled import baron_h5ad
-from cellfoundry_data.ingest import ingest
-from cellfoundry_data.loader import ShardDataset
-from cellfoundry_data.ray_cluster import ray_cluster
-from cellfoundry_data.store import open_store
-
-BATCH_CELLS = 128
-EPOCHS = 5  # a round, so that the faster side lasts long enough to be timed
+from cellfoundry_bench.atlas.bench import Bench, bench, rows_or_reason
+from cellfoundry_bench.atlas.cells import synthetic_atlas
+from cellfoundry_bench.atlas.conversion import conversion_rows
+from cellfoundry_bench.atlas.opening import first_batch_rows, memory_rows, rank_rows, resume_rows, token_rows
+from cellfoundry_bench.atlas.reading import REAL_WHAT, own_rows, reading_rows, real_reading_rows
+from cellfoundry_bench.atlas.settings import Settings
+from cellfoundry_bench.atlas.sizes import size_rows
+from cellfoundry_bench.peers.environments import ANNBATCH
+from cellfoundry_bench.results import Curve, Row, SuiteResult
+from cellfoundry_data import vocabulary
 
 
 def run() -> SuiteResult:
-    """Ingest the donor into a temporary store and read it back."""
-    with tempfile.TemporaryDirectory() as folder:
-        source, store = baron_h5ad(Path(folder) / "donor.h5ad"), Path(folder) / "store"
-        return SuiteResult([ingest_row(source, store), loader_row(source, store), size_row(source, store)])
+    """Measure at the size that the environment asks for."""
+    settings = Settings.from_environment()
+    genes = list(vocabulary.load("scfoundation").genes)
+    with bench(settings, synthetic_atlas(settings.cells, genes)) as made:
+        return measure(made)
 
 
-def ingest_row(source: Path, store: Path) -> Row:
-    """Cells per second of a whole ingest into ``store``, Ray already running."""
-    work = functools.partial(ingest, [str(source)], str(store))
-    with ray_cluster():
-        work()
-        taken = seconds(work)
-    cells = open_store(store).n_cells
-    note = "h5ad to finished store, wall time with Ray running, second run; so few cells are mostly task start-up"
-    return Row(f"ingest of {cells:,} cells", cells / taken, "cells/s", note=note)
+def measure(bench: Bench) -> SuiteResult:
+    """All parts on one atlas; a part that cannot be measured leaves a row that says why."""
+    curves: list[Curve] = []
 
+    def with_curves(part: Callable[[Bench], tuple[list[Row], list[Curve]]]) -> list[Row]:
+        rows, more = part(bench)
+        curves.extend(more)
+        return rows
 
-def loader_row(source: Path, store: Path, rounds: int = 5) -> Row:
-    """Random batches of the loader against the same number of sorted random rows of a backed h5ad."""
-    cells = open_store(store).n_cells
-    dataset = ShardDataset(store, batch_cells=BATCH_CELLS)
-    backed = anndata.read_h5ad(source, backed="r")
-    rng = np.random.default_rng(0)
-
-    def ours() -> None:
-        for _ in range(EPOCHS):
-            for batch in dataset:
-                assert batch.nnz
-
-    def peer() -> None:
-        for _ in range(EPOCHS):
-            order = rng.permutation(cells)
-            for first in range(0, cells, BATCH_CELLS):
-                assert backed.X[np.sort(order[first : first + BATCH_CELLS])].nnz
-
-    timed = compare(ours, peer, rounds=rounds, clock=cpu_clock)
-    backed.file.close()
-    return timed.rate_row(
-        f"random batches of {BATCH_CELLS} cells",
-        EPOCHS * cells,
-        "cells/CPU-s",
-        "anndata, backed h5ad",
-        note=f"{cells:,} cells, warm page cache; ours aligned to the vocabulary, the peer's as stored",
-    )
-
-
-def size_row(source: Path, store: Path) -> Row:
-    """Bytes of everything in the store, and of the donor as gzipped h5ad, for each non-zero of either."""
-    opened = open_store(store)
-    nnz = opened.read_cells(np.arange(opened.n_cells)).nnz
-    ours = sum(path.stat().st_size for path in store.rglob("*") if path.is_file()) / nnz
-    donor = anndata.read_h5ad(source)
-    gzipped = source.with_name("gzipped.h5ad")
-    donor.write_h5ad(gzipped, compression="gzip")
-    theirs = gzipped.stat().st_size / donor.X.nnz
-    note = "real cells, obs, gene names and manifest included"
-    return Row("bytes per non-zero", ours, "bytes", "h5ad, gzip", theirs, theirs / ours, note=note)
+    parts: list[tuple[Callable[[], list[Row]], Row]] = [
+        (lambda: reading_rows(bench), Row("batches", None, "cells/CPU-s")),
+        (lambda: real_reading_rows(bench), Row(REAL_WHAT, None, "non-zeros/CPU-s", ANNBATCH.name)),
+        (lambda: size_rows(bench), Row("bytes per non-zero", None, "bytes")),
+        (
+            lambda: with_curves(memory_rows),
+            Row("peak memory of a reader", None, "GB", bar=0.8, bar_is="at most"),
+        ),
+        (
+            lambda: first_batch_rows(bench),
+            Row("first batch after open", None, "s", bar=0.5, bar_is="at most"),
+        ),
+        (lambda: with_curves(resume_rows), Row("resume", None, "s")),
+        (lambda: own_rows(bench), Row("our batches", None, "cells/CPU-s")),
+        (lambda: with_curves(rank_rows), Row("one of 8 ranks, an epoch", None, "CPU-microseconds a cell")),
+        (lambda: token_rows(bench), Row("token budget, share filled", None, "of the budget")),
+    ]
+    # First, because it leaves its store behind, and its row last, where a reader looks for it after reading.
+    converted = rows_or_reason(lambda: conversion_rows(bench), Row("ingest", None, "cells/CPU-s", bar=2.0))
+    bench.make_stores()
+    rows = [row for part, unmeasured in parts for row in rows_or_reason(part, unmeasured)]
+    return SuiteResult([*rows, *converted], curves)
