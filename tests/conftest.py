@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# One commit gives one result: property tests draw the same examples each time. CELLFOUNDRY_FUZZ=1 draws others.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("default" if os.environ.get("CELLFOUNDRY_FUZZ") else "repeatable")
 
 # Both are read at import time of ray and torch: no token file in the home directory, no usage report.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")

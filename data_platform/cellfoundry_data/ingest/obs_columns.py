@@ -22,6 +22,9 @@ DUPLICATE = pa.field("duplicate", pa.bool_())
 OWN_COLUMNS = pa.schema([*IDENTITY_COLUMNS, *QUALITY_COLUMNS, DUPLICATE])
 """Columns that the store adds; a source's own column of such a name gets trailing underscores."""
 
+_OBJECTS_OF_ONE_TYPE = {"string", "boolean", "integer", "floating", "datetime", "datetime64", "empty"}
+"""What ``pandas.api.types.infer_dtype`` calls a column of objects that is no mixture."""
+
 
 def source_schema(obs: pd.DataFrame) -> pa.Schema:
     """Columns of a source's obs as the store names and types them, after the identity columns."""
@@ -124,6 +127,9 @@ def _column_names(obs: pd.DataFrame) -> list[str]:
 
 def _arrow_column(column: pd.Series, kind: pa.DataType | None = None) -> pa.Array:
     """The column as Arrow of type ``kind``, by default the one that its values suggest."""
+    # Arrow takes an object column's type from its first values and then bends or refuses the others.
+    if column.dtype == object and pd.api.types.infer_dtype(column, skipna=True) not in _OBJECTS_OF_ONE_TYPE:
+        return _as_text(column)
     try:
         values = pa.array(column, from_pandas=True)
         if pa.types.is_dictionary(values.type):
@@ -132,7 +138,7 @@ def _arrow_column(column: pd.Series, kind: pa.DataType | None = None) -> pa.Arra
             values.type
         ):  # one resolution, because a late day has no number of nanoseconds
             values = values.cast(pa.timestamp("us", values.type.tz), safe=values.type.unit != "ns")
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
         return _as_text(column)
     if pa.types.is_large_string(values.type) or pa.types.is_string_view(values.type):
         values = values.cast(pa.string())
