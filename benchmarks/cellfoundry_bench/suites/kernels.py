@@ -23,7 +23,9 @@ import cellfoundry_kernels as kernels
 from cellfoundry_bench.measure import compare, median_seconds
 from cellfoundry_bench.ragged import offsets, real_lengths, synthetic_counts
 from cellfoundry_bench.results import Curve, Row, SuiteResult
-from cellfoundry_kernels import reference
+from cellfoundry_kernels.embedding import reference as embedding_reference
+from cellfoundry_kernels.favor import reference as favor_reference
+from cellfoundry_kernels.varlen import reference as varlen_reference
 
 HEAD_DIM, WIDTH, BINS = 64, 768, 100
 POSITIONS, N_GENES, DECODER_HEADS, FEATURES = 19_266, 19_264, 8, 266
@@ -60,7 +62,7 @@ def attention_rows(lengths: npt.NDArray[np.int64], device: str, rounds: int = 3)
         )
 
     def loop() -> Tensor:
-        return reference.varlen_attention(q_NHK, k_NHK, v_NHK, cu_seqlens, HEAD_DIM**-0.5)
+        return varlen_reference.varlen_attention(q_NHK, k_NHK, v_NHK, cu_seqlens, HEAD_DIM**-0.5)
 
     bar = 1.5 if device == "cuda" else None  # set for the GPU in bf16
     timed = compare(packed, padded_sdpa, rounds=rounds)
@@ -108,7 +110,9 @@ def value_embedding_rows(tokens: int, device: str, rounds: int = 3) -> list[Row]
         kernels.value_embedding(value_N, mlp_B1, bias_B, mlp2_BB, bias2_B, table_BD, 1.0).sum().backward()
 
     def peer() -> None:
-        reference.value_embedding(value_N, mlp_B1, bias_B, mlp2_BB, bias2_B, table_BD, 1.0).sum().backward()
+        embedding_reference.value_embedding(
+            value_N, mlp_B1, bias_B, mlp2_BB, bias2_B, table_BD, 1.0
+        ).sum().backward()
 
     gflop = 3 * 2 * tokens * BINS * (BINS + WIDTH) / 1e9
     name, where = "value embedding forward and backward", f"{tokens} values, float32 on {device}"
@@ -128,7 +132,7 @@ def favor_rows(cells: int, device: str, rounds: int = 3) -> list[Row]:
     q_CHPK, k_CHPK, v_CHPK = (torch.randn(shape, generator=generator).to(device, dtype) for _ in "qkv")
     projection_MK = torch.randn(FEATURES, HEAD_DIM, generator=generator).to(device)
     ours = functools.partial(kernels.favor_attention, q_CHPK, k_CHPK, v_CHPK, projection_MK)
-    peer = functools.partial(reference.favor_attention, q_CHPK, k_CHPK, v_CHPK, projection_MK)
+    peer = functools.partial(favor_reference.favor_attention, q_CHPK, k_CHPK, v_CHPK, projection_MK)
     gflop = 8 * cells * DECODER_HEADS * POSITIONS * FEATURES * HEAD_DIM / 1e9
     name, where = "FAVOR+ forward", f"{cells} x {POSITIONS} positions, {q_CHPK.dtype} on {device}"
     if device == "cuda":

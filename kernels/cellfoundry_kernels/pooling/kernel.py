@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cellfoundry_kernels import reference
-from cellfoundry_kernels.triton_ops.launch import LaunchOptions
+from cellfoundry_kernels.launch import Launch, LaunchOptions, argument_types
+from cellfoundry_kernels.pooling import reference
 
 TILES = {"BLOCK_T": 64, "BLOCK_D": 64}
 
@@ -102,5 +102,17 @@ class _PoolCells(torch.autograd.Function):
 
 
 def pool_cells(x_ND: Tensor, cu_seqlens: Tensor, mode: str) -> Tensor:
-    """As ``cellfoundry_kernels.pool_cells``, for a known mode."""
+    """As ``cellfoundry_kernels.pooling``, for a known mode."""
     return _PoolCells.apply(x_ND, cu_seqlens, mode)
+
+
+def published_launches() -> list[Launch]:
+    """What runs for each mode in bf16."""
+    found = []
+    for mode in ("all", "max"):
+        constants = {"POOL_ALL": mode == "all", **TILES}
+        types = argument_types(forward_kernel, torch.bfloat16, constants, {"cu_seqlens_ptr": "*i32"})
+        found.append(
+            Launch(f"pool_cells-{mode}-bf16", forward_kernel, types, constants, options(), ("width",))
+        )
+    return found

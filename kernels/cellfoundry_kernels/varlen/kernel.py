@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cellfoundry_kernels.triton_ops.launch import LaunchOptions, dot_precision, tile
+from cellfoundry_kernels.launch import TYPE_NAMES, Launch, LaunchOptions, argument_types, dot_precision, tile
 
 LOG2_E = math.log2(math.e)
 
@@ -332,5 +332,34 @@ class _VarlenAttention(torch.autograd.Function):
 def varlen_attention(
     q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
 ) -> Tensor:
-    """As ``cellfoundry_kernels.varlen_attention``."""
+    """As ``cellfoundry_kernels.varlen``."""
     return _VarlenAttention.apply(q_NHK, k_NHK, v_NHK, cu_seqlens, max_seqlen, scale)
+
+
+def published_launches() -> list[Launch]:
+    """What runs at the head dims that models use."""
+    other = {
+        "cu_seqlens_ptr": "*i32",
+        "lse_ptr": "*fp32",
+        "delta_ptr": "*fp32",
+        "scale": "fp32",
+        "scale_log2": "fp32",
+    }
+    found = []
+    for head_dim, dtype in (
+        (64, torch.float32),
+        (32, torch.bfloat16),
+        (64, torch.bfloat16),
+        (128, torch.bfloat16),
+    ):
+        constants = tiles(dtype, head_dim)
+        for kernel, chosen in (
+            (forward_kernel, forward_options(head_dim)),
+            (backward_keys_kernel, backward_options()),
+            (backward_queries_kernel, backward_options()),
+        ):
+            name = f"varlen_attention-{kernel.fn.__name__}-d{head_dim}-{TYPE_NAMES[dtype]}"
+            types = argument_types(kernel, dtype, constants, other)
+            aligned = ("q_stride", "k_stride", "v_stride", "head_dim")
+            found.append(Launch(name, kernel, types, constants, chosen, aligned))
+    return found

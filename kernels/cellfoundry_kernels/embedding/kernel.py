@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cellfoundry_kernels import reference
-from cellfoundry_kernels.triton_ops.launch import LaunchOptions, dot_precision, tile
+from cellfoundry_kernels.embedding import reference
+from cellfoundry_kernels.launch import TYPE_NAMES, Launch, LaunchOptions, argument_types, dot_precision, tile
 
 Parameters = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -140,5 +140,21 @@ class _ValueEmbedding(torch.autograd.Function):
 
 
 def value_embedding(inputs: Parameters, alpha: float) -> Tensor:
-    """As ``cellfoundry_kernels.value_embedding``; ``inputs`` are its tensors in order."""
+    """As ``cellfoundry_kernels.embedding``; ``inputs`` are its tensors in order."""
     return _ValueEmbedding.apply(alpha, *inputs)
+
+
+def published_launches() -> list[Launch]:
+    """What runs at 100 bins."""
+    other = {"value_ptr": "*fp32", "alpha": "fp32"}
+    return [
+        Launch(
+            f"value_embedding-forward-bins100-{TYPE_NAMES[dtype]}",
+            forward_kernel,
+            argument_types(forward_kernel, dtype, tiles(dtype, 100), other),
+            tiles(dtype, 100),
+            options(),
+            ("width",),
+        )
+        for dtype in (torch.float32, torch.bfloat16)
+    ]

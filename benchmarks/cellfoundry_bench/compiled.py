@@ -1,0 +1,76 @@
+"""What a kernel compiles to, without a GPU: registers, stack, shared memory, and the blocks that fit one processor."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellfoundry_kernels.launch import Launch
+
+REGISTERS_PER_SM = 65_536
+THREADS_PER_SM = 2048
+# KiB of shared memory by compute capability (CUDA C++ Programming Guide, technical specifications): of one block,
+# and of one multiprocessor.
+SHARED_KIB = {80: (163, 164), 90: (227, 228)}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one launch takes of a multiprocessor.
+
+    Attributes:
+        registers: of a thread.
+        stack_bytes: of a thread; more than none means that registers spilled.
+        shared_bytes: of a block.
+        blocks: that fit one multiprocessor at a time, by registers, threads and shared memory.
+        warps: of those blocks, of 64 that a multiprocessor can hold.
+    """
+
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    blocks: int
+    warps: int
+
+
+def compile_launch(launch: Launch, capability: int) -> Resources:
+    """Compile a launch for a compute capability (80 is A100, 90 is H100 and H200); needs triton, no GPU."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = launch.kernel.arg_names
+    signature = {name: launch.types.get(name, "constexpr") for name in names}
+    # Tensors of torch start at multiples of 16 bytes.
+    aligned = [name for name in names if signature[name].startswith("*") or name in launch.aligned]
+    source = ASTSource(
+        fn=launch.kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in launch.constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(launch.options))
+    usage = _usage(
+        compiled.asm["cubin"], Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    )
+    registers = max(int(n) for n in re.findall(r"REG:(\d+)", usage))
+    stack = sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
+    shared, warps = compiled.metadata.shared, launch.options["num_warps"]
+    fits = [REGISTERS_PER_SM // (registers * warps * 32), THREADS_PER_SM // (warps * 32)]
+    if shared:
+        fits.append(
+            SHARED_KIB[capability][1] * 1024 // (shared + 1024)
+        )  # the driver keeps 1 KiB of each block
+    return Resources(registers, stack, shared, min(fits), min(fits) * warps)
+
+
+def _usage(cubin: bytes, tool: Path) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout

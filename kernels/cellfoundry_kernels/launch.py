@@ -1,0 +1,58 @@
+"""What every launch shares: how exact matrix products are, padded tile sizes, and what a launch compiles to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+import triton
+
+
+class LaunchOptions(TypedDict):
+    """Options of a launch that the compiler sees."""
+
+    num_warps: int
+    num_stages: int
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """``input_precision`` of ``tl.dot``: float32 stays float32, no tf32; half precision ignores it."""
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def tile(size: int) -> int:
+    """The power of two that holds ``size``, at least 16 (the smallest side of a tensor core product)."""
+    return max(16, triton.next_power_of_2(size))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel as it is launched at the published model's sizes: what tests and the compile report compile.
+
+    Attributes:
+        name: op, kernel and what varies, for example ``varlen_attention-forward_kernel-d64-bf16``.
+        kernel: the ``triton.jit`` function.
+        types: Triton type of each argument that is no constant, for example ``*bf16``, ``*fp32``, ``i32``, ``fp32``.
+        constants: values of the ``constexpr`` arguments.
+        options: of the launch.
+        aligned: further integer arguments that are multiples of 16 in real models; pointers always are.
+    """
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    options: LaunchOptions
+    aligned: tuple[str, ...] = ()
+
+
+TYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def argument_types(
+    kernel: Any, dtype: torch.dtype, constants: dict[str, Any], other: dict[str, str]
+) -> dict[str, str]:
+    """Types of a kernel's arguments: pointers to ``dtype``, else ``i32``, but for those named in ``other``."""
+    default = {name: f"*{TYPE_NAMES[dtype]}" if name.endswith("_ptr") else "i32" for name in kernel.arg_names}
+    return {name: other.get(name, kind) for name, kind in default.items() if name not in constants}

@@ -1,0 +1,38 @@
+"""What the tests of Triton twins share: inputs, gradients, and how exact a twin must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+# bf16 arithmetic is wrong in the interpreter, so it has no test here.
+DTYPES = [pytest.param(torch.float32, id="fp32"), pytest.param(torch.float16, id="fp16")]
+
+
+def cu_seqlens_of(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).int()
+
+
+def relative_rms(actual: Tensor, expected: Tensor) -> float:
+    """RMS of the error over RMS of the expected values; a NaN on either side fails at once."""
+    assert actual.shape == expected.shape
+    assert not actual.isnan().any()
+    assert not expected.isnan().any()
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+
+
+def assert_as_exact_as_the_reference(ours: list[Tensor], low: list[Tensor], exact: list[Tensor]) -> None:
+    """fp32 within 1e-5 of float64; fp16 within twice the error of torch's own op in fp16."""
+    for actual, torch_own, expected in zip(ours, low, exact, strict=True):
+        bound = 1e-5 if actual.dtype == torch.float32 else 2 * relative_rms(torch_own, expected)
+        assert relative_rms(actual, expected) <= bound
+
+
+def with_gradients(op: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = op(*leaves)
+    return [out, *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
