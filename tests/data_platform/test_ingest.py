@@ -348,7 +348,7 @@ def test_obs_is_read_range_by_range(
 
 def test_slices_keep_no_run_open(tmp_path: Path) -> None:
     cells = CellBatch(np.arange(4), np.arange(3, dtype=np.int32), np.ones(3, np.float32), np.arange(3))
-    writer = runs.RunWriter(tmp_path, 3, whole=True)
+    writer = runs.RunWriter(tmp_path, "counts")
     obs = pa.array([{"name": name} for name in "abc"])
     writer.add(cells, np.arange(3), pa.table({"shuffle_key": np.array([7, 5, 6], np.uint64), "obs": obs}))
     writer.flush()

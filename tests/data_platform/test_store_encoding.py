@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellfoundry_data.batch import CellBatch
+from cellfoundry_data.store.encoded_rows import STREAMS, encode_rows, in_order
 from cellfoundry_data.store.encoding import (
     DECODED,
     GENE_OUT_OF_RANGE,
@@ -23,6 +24,7 @@ from cellfoundry_data.store.encoding import (
     pack_rows,
     place_values,
 )
+from cellfoundry_data.store.format import Values
 
 # Gaps around 255 and counts around every limit; a float32 holds each of them exactly.
 gaps = st.one_of(st.integers(1, 5), st.sampled_from([254, 255, 256, 511, 5000]))
@@ -134,3 +136,23 @@ def test_nothing_is_written_outside_the_outputs(row_nnz: int, destination: int) 
     got, gene_ids = decode_two_entries([3, 96], [], row_nnz, destination)
     assert got in (OUTSIDE, TOO_FEW_ENTRIES)
     np.testing.assert_array_equal(gene_ids, -1)
+
+
+@given(rows=rows, floats=st.booleans(), data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_encoded_rows_come_in_any_order_from_any_pieces(
+    rows: list[list[tuple[int, int]]], floats: bool, data: st.DataObject
+) -> None:
+    indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    gene_ids = np.concatenate([np.empty(0), *(np.cumsum([gap for gap, _ in row]) for row in rows)])
+    measured = np.array([count for row in rows for _, count in row], np.float32)
+    cells = CellBatch(indptr, gene_ids.astype(np.int32), measured, np.arange(len(rows)))
+    values: Values = "float32" if floats else "counts"
+
+    order = np.array(data.draw(st.permutations(range(len(rows)))), np.int64)
+    cut = data.draw(st.integers(0, len(rows)))
+    pieces = [encode_rows(cells, part, values) for part in (np.arange(cut), np.arange(cut, len(rows)))]
+    moved, wanted = in_order(pieces, order), encode_rows(cells, order, values)
+    for name in (*STREAMS, *STREAMS.values()):
+        np.testing.assert_array_equal(getattr(moved, name), getattr(wanted, name))
+        assert getattr(moved, name).dtype == getattr(wanted, name).dtype

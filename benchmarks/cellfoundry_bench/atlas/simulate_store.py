@@ -165,7 +165,7 @@ def _column(cells: int, measured: Measured, files: Sequence[str]) -> dict[str, s
         "size of a shard's genes or counts file": _bytes(entries * measured.compact / n_buckets / 2),
         "chunks": f"{chunks:,}",
         "index file": _bytes(index_bytes(sizes, files)),
-        "spill on disk while ingest runs": _bytes(entries * BYTES_PER_ENTRY),
+        "spill on disk while ingest runs": _bytes(entries * BYTES_PER_ENTRY["counts"]),
         "runs": f"{runs:,}",
         "slices of runs that the second pass reads": f"{runs * n_buckets:,}",
         "cells a slice": f"{cells / (runs * n_buckets):.2f}",

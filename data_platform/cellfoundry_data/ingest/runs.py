@@ -1,7 +1,7 @@
 """Runs: spilled cells in files that are sorted by shuffle key, so that a bucket is one slice of each run.
 
-A run is three files: ``.cells`` (Arrow: keys, obs, entries before and in each cell), ``.genes`` and ``.counts``
-(plain numbers, 2 bytes each where the vocabulary and the counts fit, else 4).
+A run is five files: ``.cells`` (Arrow: keys, obs, and of each stream of ``EncodedRows`` how many elements a cell has
+and how many stand before it), and one of plain numbers for each stream.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from cellfoundry_data.batch import CellBatch
+from cellfoundry_data.store.encoded_rows import STREAMS, EncodedRows, encode_rows, in_order, row_starts
+from cellfoundry_data.store.format import Values
 
 RUN_ENTRIES = 2**25
-"""Entries after which a run is written: 268 MB as read, and 134 MB while they are put in order."""
+"""Entries after which a run is written: 67 MB of counts, and as much again while they are put in order."""
 
-BYTES_PER_ENTRY = 4
-"""Gene and count together; 6 in runs with fractions or a count over 65,535, 8 with over 65,536 genes."""
+BYTES_PER_ENTRY = {"counts": 2, "float32": 5}
+"""Gene and count together; escapes, 4 bytes each, are few."""
 
 
 @dataclass
@@ -30,16 +31,14 @@ class RunWriter:
 
     Attributes:
         folder: where the runs go, numbered from 0.
-        n_genes: size of the vocabulary.
-        whole: counts are whole numbers.
+        values: "counts" or "float32".
         runs: runs written.
     """
 
     folder: Path
-    n_genes: int
-    whole: bool
+    values: Values
     runs: int = 0
-    _blocks: list[tuple[CellBatch, npt.NDArray[np.int64]]] = field(default_factory=list)
+    _pieces: list[EncodedRows] = field(default_factory=list)
     _cells: list[pa.Table] = field(default_factory=list)
     _entries: int = 0
 
@@ -47,56 +46,32 @@ class RunWriter:
         """Take ``rows`` of ``block``; ``cells`` holds their ``shuffle_key`` and what else belongs to each."""
         if not len(rows):
             return
-        nnz = np.diff(block.indptr)[rows].astype(np.uint32)
-        self._blocks.append((block, rows))
-        self._cells.append(cells.append_column("nnz", pa.array(nnz)))
-        self._entries += int(nnz.sum(dtype=np.int64))
+        self._pieces.append(encode_rows(block, rows, self.values))
+        self._cells.append(cells)
+        self._entries += self._pieces[-1].nnz
         if self._entries >= RUN_ENTRIES:
             self.flush()
 
     def flush(self) -> None:
         """Write what is held as a run."""
-        if not self._blocks:
+        if not self._pieces:
             return
         cells = pa.concat_tables(self._cells).combine_chunks()
         order = np.argsort(cells["shuffle_key"].to_numpy())
-        cells = cells.take(order).combine_chunks()
-        starts = row_starts(cells["nnz"].to_numpy())
-        destination = np.empty(len(order), np.int64)
-        destination[order] = starts[:-1]
-
-        genes = np.empty(starts[-1], np.uint16 if self.n_genes <= 2**16 else np.uint32)
-        counts = np.empty(starts[-1], self._counts_type())
-        first = 0
-        for block, rows in self._blocks:
-            last = first + len(rows)
-            place_rows(
-                block.indptr[rows],
-                block.indptr[rows + 1],
-                block.gene_ids,
-                block.counts,
-                destination[first:last],
-                genes,
-                counts,
-            )
-            first = last
-        self._write(cells.append_column("start", pa.array(starts[:-1])), genes, counts)
-        self._blocks, self._cells, self._entries = [], [], 0
+        self._write(cells.take(order).combine_chunks(), in_order(self._pieces, order))
+        self._pieces, self._cells, self._entries = [], [], 0
         self.runs += 1
 
-    def _counts_type(self) -> type[np.generic]:
-        if not self.whole:
-            return np.float32
-        largest = max(block.counts.max(initial=0) for block, _ in self._blocks)
-        return np.uint16 if largest < 2**16 else np.uint32
-
-    def _write(self, cells: pa.Table, genes: npt.NDArray[Any], counts: npt.NDArray[Any]) -> None:
+    def _write(self, cells: pa.Table, rows: EncodedRows) -> None:
         run = self.folder / f"{self.runs:04d}"
-        cells = cells.replace_schema_metadata({"genes": genes.dtype.str, "counts": counts.dtype.str})
+        for name in dict.fromkeys(STREAMS.values()):
+            lengths = getattr(rows, name)
+            cells = cells.append_column(name, pa.array(lengths))
+            cells = cells.append_column(f"{name}_before", pa.array(row_starts(lengths)[:-1]))
         with pa.ipc.new_file(run.with_suffix(".cells"), cells.schema) as writer:
             writer.write_table(cells)
-        run.with_suffix(".genes").write_bytes(genes.data)
-        run.with_suffix(".counts").write_bytes(counts.data)
+        for stream in STREAMS:
+            run.with_suffix(f".{stream}").write_bytes(getattr(rows, stream).data)
 
 
 @dataclass(frozen=True)
@@ -105,16 +80,14 @@ class RunSlice:
 
     Attributes:
         cells: (cells,), the columns of the run.
-        genes: uint16 or uint32, (nnz,).
-        counts: uint16, uint32 or float32, (nnz,).
+        rows: the same cells.
     """
 
     cells: pa.Table
-    genes: npt.NDArray[Any]
-    counts: npt.NDArray[Any]
+    rows: EncodedRows
 
 
-def read_slice(run: Path, low: int, high: int) -> RunSlice:
+def read_slice(run: Path, low: int, high: int, values: Values = "counts") -> RunSlice:
     """The cells with ``low`` <= shuffle key < ``high`` (up to 2^64) of the run at ``run``, its path without
     suffix.
     """
@@ -124,68 +97,26 @@ def read_slice(run: Path, low: int, high: int) -> RunSlice:
     last = int(np.searchsorted(keys, np.uint64(high - 1), side="right"))
     # A copy: a view would keep the run's map open, and there may be more runs than a process may open files.
     cells = table.take(np.arange(first, last))
-    start = cells["start"][0].as_py() if len(cells) else 0
-    stop = cells["start"][-1].as_py() + cells["nnz"][-1].as_py() if len(cells) else 0
-    genes, counts = (
-        _read_numbers(run.with_suffix(f".{name}"), table.schema.metadata[name.encode()].decode(), start, stop)
-        for name in ("genes", "counts")
-    )
-    return RunSlice(cells, genes, counts)
+    lengths = {name: cells[name].combine_chunks().to_numpy() for name in dict.fromkeys(STREAMS.values())}
+    streams = {}
+    for stream, name in STREAMS.items():
+        start = cells[f"{name}_before"][0].as_py() if len(cells) else 0
+        count = int(lengths[name].sum(dtype=np.int64))
+        kind = _kind(stream, values)
+        # Read, not mapped: mapped pages would count as the worker's memory for as long as any of them is used.
+        file = run.with_suffix(f".{stream}")
+        streams[stream] = np.fromfile(file, kind, count=count, offset=start * kind.itemsize)
+    return RunSlice(cells, EncodedRows(**streams, **lengths))
 
 
-def merge(slices: list[RunSlice]) -> tuple[CellBatch, pa.Table]:
-    """The cells of ``slices`` in the order of their shuffle keys; row ids count from 0."""
+def merge(slices: list[RunSlice]) -> tuple[EncodedRows, pa.Table]:
+    """The cells of ``slices`` in the order of their shuffle keys."""
     cells = pa.concat_tables([piece.cells for piece in slices]).combine_chunks()
     order = np.argsort(cells["shuffle_key"].to_numpy())
-    lengths = cells["nnz"].to_numpy()
-    cells = cells.take(order).combine_chunks()
-    indptr = row_starts(lengths[order])
-    destination = np.empty(len(order), np.int64)
-    destination[order] = indptr[:-1]
-
-    gene_ids, counts = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-    first = 0
-    for piece in slices:
-        last = first + len(piece.cells)
-        starts = row_starts(lengths[first:last])
-        place_rows(
-            starts[:-1], starts[1:], piece.genes, piece.counts, destination[first:last], gene_ids, counts
-        )
-        first = last
-    return CellBatch(indptr, gene_ids, counts, np.arange(len(order), dtype=np.int64)), cells
+    return in_order([piece.rows for piece in slices], order), cells.take(order).combine_chunks()
 
 
-def row_starts(lengths: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Offsets of rows of these lengths, int64, (rows + 1,)."""
-    starts = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    return starts
-
-
-@numba.njit(nogil=True, cache=True)
-def place_rows(
-    starts: npt.NDArray[np.int64],
-    stops: npt.NDArray[np.int64],
-    genes: npt.NDArray[Any],
-    counts: npt.NDArray[Any],
-    destination: npt.NDArray[np.int64],
-    genes_out: npt.NDArray[Any],
-    counts_out: npt.NDArray[Any],
-) -> None:
-    """Copy entries ``starts[i]:stops[i]`` to ``destination[i]`` of the outputs, in the outputs' types."""
-    for row in range(len(starts)):
-        start, stop, to = starts[row], stops[row], destination[row]
-        end = to + stop - start
-        # Slices, and a loop an array: LLVM turns each loop into vector code, 3 times as fast.
-        row_genes, row_genes_out = genes[start:stop], genes_out[to:end]
-        for entry in range(len(row_genes)):
-            row_genes_out[entry] = row_genes[entry]
-        row_counts, row_counts_out = counts[start:stop], counts_out[to:end]
-        for entry in range(len(row_counts)):
-            row_counts_out[entry] = row_counts[entry]
-
-
-def _read_numbers(path: Path, dtype: str, start: int, stop: int) -> npt.NDArray[Any]:
-    # Read, not mapped: mapped pages would count as the worker's memory for as long as any of them is used.
-    kind = np.dtype(dtype)
-    return np.fromfile(path, kind, count=stop - start, offset=start * kind.itemsize)
+def _kind(stream: str, values: Values) -> np.dtype[Any]:
+    if stream.endswith("_escape"):
+        return np.dtype(np.uint32)
+    return np.dtype(np.float32 if stream == "measured" and values == "float32" else np.uint8)

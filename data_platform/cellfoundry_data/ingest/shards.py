@@ -10,14 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.ingest.duplicate_keys import DuplicateSearch
 from cellfoundry_data.ingest.obs_columns import DUPLICATE, dictionary_encoded, with_own_columns
 from cellfoundry_data.ingest.runs import merge, read_slice
 from cellfoundry_data.ingest.work_folder import put, scratch_folder, write_json
+from cellfoundry_data.store.encoded_rows import EncodedRows
 from cellfoundry_data.store.format import OBS, SHARDS, Profile, Values, obs_file
 from cellfoundry_data.store.replace import sync_tree
-from cellfoundry_data.store.writer import write_shard
+from cellfoundry_data.store.writer import write_encoded_shard
 
 CELLS_PER_SHARD = 16_384
 """About 26 M entries at 1,600 genes a cell: a worker merges and encodes them in 1 GB."""
@@ -65,18 +65,21 @@ class ShardBuild:
         """Write the bucket's cells in their final order as a shard; yields nothing."""
         yield from ()
         low, high = bucket_range(bucket, self.n_buckets)
-        slices = [piece for piece in (read_slice(run, low, high) for run in self.runs) if len(piece.cells)]
+        slices = [read_slice(run, low, high, self.values) for run in self.runs]
+        slices = [piece for piece in slices if len(piece.cells)]
         row = self._write_shard(f"{self.generation:06d}-{bucket:06d}", *merge(slices)) if slices else {}
         write_json(self.entry(bucket), row)
 
-    def _write_shard(self, name: str, cells: CellBatch, described: pa.Table) -> dict[str, Any]:
+    def _write_shard(self, name: str, cells: EncodedRows, described: pa.Table) -> dict[str, Any]:
         obs = dictionary_encoded(pa.Table.from_struct_array(described["obs"]))
         flags = self.duplicates.flags(described["shuffle_key"].to_numpy())
         obs = with_own_columns(obs, pa.table({DUPLICATE.name: flags}))
         with scratch_folder(self.work) as scratch:
             (scratch / OBS).mkdir()
             keys = described["cell_key"].to_numpy()
-            row = write_shard(scratch, name, cells, keys, obs, values=self.values, profile=self.profile)
+            row = write_encoded_shard(
+                scratch, name, cells, keys, obs, values=self.values, profile=self.profile
+            )
             sync_tree(scratch)
             for path in (f"{SHARDS}/{name}", obs_file(name)):
                 put(scratch / path, self.folder / path)

@@ -23,7 +23,7 @@ STORE_BYTES_PER_ENTRY = {
 
 def expected_bytes(plans: Iterable[SourcePlan], values: Values, profile: Profile) -> int:
     """About what runs and store take together, obs left out."""
-    per_entry = BYTES_PER_ENTRY + STORE_BYTES_PER_ENTRY[values, profile] + (2 if values == "float32" else 0)
+    per_entry = BYTES_PER_ENTRY[values] + STORE_BYTES_PER_ENTRY[values, profile]
     return sum(plan.entries for plan in plans) * per_entry
 
 

@@ -31,7 +31,7 @@ BLOCK_CELLS = 1024
 OBS_CELLS = 64 * BLOCK_CELLS
 """Cells whose obs is held at a time; a source that is read in one part may have millions."""
 
-CODE = "spill 1"
+CODE = "spill 2"
 """Part of fingerprints: changes with what a part's files hold."""
 
 
@@ -85,7 +85,7 @@ def spill_part(task: PartTask) -> Iterator[int]:
     report = PartReport()
     with committed(task.target, task.work) as folder:
         hashes, hashed_rows = [], []
-        runs = RunWriter(folder, len(options.vocabulary), whole=options.values == "counts")
+        runs = RunWriter(folder, options.values)
         obs, obs_start, obs_stop = None, task.start, task.start
         for block, _ in source.blocks(BLOCK_CELLS, task.start, task.stop):
             if obs is None or block.row_ids[0] >= obs_stop:

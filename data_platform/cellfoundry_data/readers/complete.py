@@ -16,6 +16,8 @@ import numpy.typing as npt
 import zarr
 from zarr.core.sync import sync
 
+from .lzf import LzfArray, is_lzf
+
 
 class CompleteArray:
     """A view of an ``h5py.Dataset`` or ``zarr.Array`` that raises ValueError on reading a chunk that is not stored.
@@ -29,11 +31,12 @@ class CompleteArray:
         self.shape: tuple[int, ...] = array.shape
         self.dtype = array.dtype
         self.chunks: tuple[int, ...] | None = getattr(array, "shards", None) or array.chunks
+        self._lzf = LzfArray(array) if is_lzf(array) else None
 
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
         """Elements or rows [rows.start, rows.stop)."""
-        values = np.asarray(self._array[rows])
         start, stop, _ = rows.indices(self.shape[0])
+        values = self._lzf.read(start, max(start, stop)) if self._lzf else np.asarray(self._array[rows])
         height = self.chunks[0] if self.chunks else max(1, self.shape[0])
         for chunk in range(start // height, -(-stop // height) if stop > start else 0):
             first = values[max(chunk * height - start, 0)]

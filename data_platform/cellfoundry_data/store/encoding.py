@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellfoundry_data.batch import CellBatch
+from cellfoundry_data.store.encoded_rows import EncodedRows, encode_rows, row_starts
 from cellfoundry_data.store.format import ESCAPE, Values
 
 # What ``problem_of`` answers.
@@ -54,32 +55,31 @@ def pack_rows(indptr: npt.NDArray[np.int64], chunk_nnz: int) -> npt.NDArray[np.i
 def encode(
     cells: CellBatch, keys: npt.NDArray[np.uint64], chunk_nnz: int, values: Values = "counts"
 ) -> EncodedCells:
-    """Encode cells that ``problem_of`` finds nothing wrong with.
+    """Encode cells that ``problem_of`` finds nothing wrong with; see ``chunked``."""
+    return chunked(encode_rows(cells, np.arange(len(cells)), values), keys, chunk_nnz)
+
+
+def chunked(rows: EncodedRows, keys: npt.NDArray[np.uint64], chunk_nnz: int) -> EncodedCells:
+    """Encoded cells as the arrays of a shard.
 
     Args:
-        cells: at least one.
+        rows: at least one.
         keys: uint64, (cells,).
         chunk_nnz: entries of a chunk; see ``pack_rows``.
-        values: "counts" as bytes with escapes, "float32" as they are.
     """
-    indptr = cells.indptr
+    indptr = row_starts(rows.row_nnz)
     first_rows = pack_rows(indptr, chunk_nnz)
     bounds = indptr[first_rows]
-    gene_delta = np.zeros((len(bounds) - 1, _width(bounds)), np.uint8)
-    # Room for the worst case: the system gives pages only where something is written.
-    escapes, escape_bounds = np.empty(cells.nnz, np.uint32), np.zeros(len(bounds), np.int64)
-    _encode_genes(indptr, first_rows, cells.gene_ids, gene_delta, escapes, escape_bounds)
     arrays: dict[str, npt.NDArray[Any]] = {
-        "gene_delta": gene_delta,
-        "gene_delta_escape": _padded(escapes, escape_bounds),
+        "gene_delta": _padded(rows.gene_delta, bounds),
+        "gene_delta_escape": _padded(rows.gene_delta_escape, row_starts(rows.row_gene_escapes)[first_rows]),
     }
-    if values == "counts":
-        arrays["count"] = np.zeros_like(gene_delta)
-        _encode_counts(bounds, cells.counts, arrays["count"], escapes, escape_bounds)
-        arrays["count_escape"] = _padded(escapes, escape_bounds)
+    if rows.measured.dtype == np.uint8:
+        arrays["count"] = _padded(rows.measured, bounds)
+        arrays["count_escape"] = _padded(rows.count_escape, row_starts(rows.row_count_escapes)[first_rows])
     else:
-        arrays["value"] = _padded(cells.counts, bounds)
-    arrays["row_nnz"] = _padded(np.diff(indptr).astype(np.uint32), first_rows)
+        arrays["value"] = _padded(rows.measured, bounds)
+    arrays["row_nnz"] = _padded(rows.row_nnz, first_rows)
     arrays["cell_key"] = _padded(keys, first_rows)
     return EncodedCells(arrays, np.diff(first_rows).astype(np.uint32), np.diff(bounds).astype(np.uint32))
 
@@ -106,52 +106,6 @@ def problem_of(
         elif not (count > 0 and count < np.inf):
             return NO_VALUE
     return WELL_FORMED
-
-
-@numba.njit(nogil=True, cache=True)
-def _encode_genes(
-    indptr: npt.NDArray[np.int64],
-    first_rows: npt.NDArray[np.int64],
-    gene_ids: npt.NDArray[np.int32],
-    gene_delta: npt.NDArray[np.uint8],
-    escapes: npt.NDArray[np.uint32],
-    escape_bounds: npt.NDArray[np.int64],
-) -> None:
-    used = 0
-    for chunk in range(len(gene_delta)):
-        start = indptr[first_rows[chunk]]
-        for row in range(first_rows[chunk], first_rows[chunk + 1]):
-            gene = np.int32(0)
-            for entry in range(indptr[row], indptr[row + 1]):
-                delta = gene_ids[entry] - gene
-                gene = gene_ids[entry]
-                if delta >= ESCAPE:
-                    escapes[used] = delta
-                    used += 1
-                    delta = ESCAPE
-                gene_delta[chunk, entry - start] = delta
-        escape_bounds[chunk + 1] = used
-
-
-@numba.njit(nogil=True, cache=True)
-def _encode_counts(
-    bounds: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.float32],
-    stream: npt.NDArray[np.uint8],
-    escapes: npt.NDArray[np.uint32],
-    escape_bounds: npt.NDArray[np.int64],
-) -> None:
-    used = 0
-    for chunk in range(len(stream)):
-        for entry in range(bounds[chunk], bounds[chunk + 1]):
-            byte = np.uint8(ESCAPE)
-            if counts[entry] < ESCAPE:
-                byte = np.uint8(counts[entry])
-            else:
-                escapes[used] = np.uint32(counts[entry])
-                used += 1
-            stream[chunk, entry - bounds[chunk]] = byte
-        escape_bounds[chunk + 1] = used
 
 
 def _padded(values: npt.NDArray[Any], bounds: npt.NDArray[np.int64]) -> npt.NDArray[Any]:

@@ -19,7 +19,8 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.errors import DataError
 from cellfoundry_data.store import codec, manifest
-from cellfoundry_data.store.encoding import GENES_NOT_ASCENDING, NO_COUNT, NO_VALUE, encode, problem_of
+from cellfoundry_data.store.encoded_rows import EncodedRows, encode_rows
+from cellfoundry_data.store.encoding import GENES_NOT_ASCENDING, NO_COUNT, NO_VALUE, chunked, problem_of
 from cellfoundry_data.store.format import (
     CHUNK_NNZ,
     FORMAT,
@@ -85,7 +86,23 @@ def write_shard(
     if not len(cells) or not is_shard_name(name):
         raise DataError(f"shard {name!r} cannot be written: it needs a plain name and at least one cell.")
     _check(cells, values)
-    encoded = encode(cells, keys, chunk_nnz, values)
+    rows = encode_rows(cells, np.arange(len(cells)), values)
+    return write_encoded_shard(folder, name, rows, keys, obs, chunk_nnz, values=values, profile=profile)
+
+
+def write_encoded_shard(
+    folder: Path,
+    name: str,
+    rows: EncodedRows,
+    keys: npt.NDArray[np.uint64],
+    obs: pa.Table,
+    chunk_nnz: int = CHUNK_NNZ,
+    *,
+    values: Values,
+    profile: Profile,
+) -> dict[str, Any]:
+    """``write_shard`` for cells that were checked and encoded before."""
+    encoded = chunked(rows, keys, chunk_nnz)
     chunk_nnz = encoded.arrays["gene_delta"].shape[1]
     if chunk_nnz > MAX_CHUNK or encoded.chunk_cells.max() > MAX_CHUNK:
         raise DataError(
@@ -99,8 +116,8 @@ def write_shard(
     files = [*FileEntry.tree(folder, folder / SHARDS / name), FileEntry.of(folder, folder / obs_file(name))]
     return {
         "name": name,
-        "cells": len(cells),
-        "nnz": cells.nnz,
+        "cells": len(rows),
+        "nnz": rows.nnz,
         "chunks": len(encoded.chunk_cells),
         "chunk_nnz": chunk_nnz,
         "gene_delta_escapes": encoded.arrays["gene_delta_escape"].shape[1],
