@@ -44,7 +44,7 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
 
 @pytest.fixture
 def call(tmp_path: Path, write_source: WriteSource) -> dict[str, Any]:
-    """2,000 cells with 500,000 entries: 2 MB of runs and 0.5 MB of store."""
+    """2,000 cells with 500,000 entries: 1 MB of runs and 0.5 MB of store."""
     Vocabulary(tuple(GENES)).write_tsv(tmp_path / "genes.tsv")
     counts = sp.csr_matrix(np.random.default_rng(0).poisson(1, (2000, 400)))
     source = write_source(tmp_path / "cells.h5ad", counts, GENES)
@@ -57,21 +57,21 @@ def test_a_disk_that_is_clearly_too_small_is_refused_before_any_work(
     with small_disk(tmp_path / "disk", 500) as disk:
         with pytest.raises(
             DataError,
-            match=r"^the disk of .* is too small .* about 2\.5 MB more .* [0-9.]+ kB are free; make space",
+            match=r"^the disk of .* is too small .* about 1\.5 MB more .* [0-9.]+ kB are free; make space",
         ):
             ingest(store=disk / "store", **call)
         assert not list(disk.iterdir())
 
 
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("kilobytes", [1800, 2600])
+@pytest.mark.parametrize("kilobytes", [1000, 1600])
 def test_a_disk_that_fills_up_leaves_no_store_and_the_ingest_goes_on_when_there_is_space(
     kilobytes: int, call: dict[str, Any], tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "disk", kilobytes) as disk:
         with (
             pytest.warns(UserWarning, match="the same command goes on")
-            if kilobytes > 2000
+            if kilobytes > 1300
             else nullcontext(),
             pytest.raises(
                 DataError, match=r"^the disk of .* is too small .* more are needed .* are free; make space"
@@ -80,7 +80,7 @@ def test_a_disk_that_fills_up_leaves_no_store_and_the_ingest_goes_on_when_there_
             ingest(store=disk / "store", **call)
         assert not (disk / "store").exists()
         done = list(disk.glob(".store.partial/parts/*"))
-        assert len(done) == (kilobytes > 2000)
+        assert len(done) == (kilobytes > 1300)
 
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         ingest(store=disk / "store", **call)
