@@ -38,6 +38,7 @@ SUITES = (
         "data",
         "ingest, store and loader on a 200,000-cell atlas against annbatch, scDataset, SCDL and TileDB-SOMA-ML",
     ),
+    Suite("ingest", "the ingest of that atlas alone, against annbatch's conversion"),
     Suite("kernels", "attention on ragged cells, value embedding, FAVOR+; needs torch only"),
     Suite("train", "one training step of tiny without Ray: cells and tokens per second, breakdown"),
     Suite("embed", "packed batch embedding against the one-cell-at-a-time float32 loop"),

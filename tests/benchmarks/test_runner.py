@@ -41,12 +41,14 @@ def test_listing_imports_nothing_heavy() -> None:
 
 
 def test_every_suite_has_a_name_and_one_line() -> None:
-    assert [suite.name for suite in list_suites()] == ["data", "kernels", "train", "embed", "serve"]
+    assert [suite.name for suite in list_suites()] == ["data", "ingest", "kernels", "train", "embed", "serve"]
     assert all(suite.summary and "\n" not in suite.summary for suite in list_suites())
 
 
 def test_unknown_suite_names_the_known_ones_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match=r"no benchmark suite 'speed'; the suites are data, kernels, train"):
+    with pytest.raises(
+        BenchError, match=r"no benchmark suite 'speed'; the suites are data, ingest, kernels, train"
+    ):
         run(["kernels", "speed"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
