@@ -81,7 +81,8 @@ def decode(store: Store, rows: Int64, obs: Mapping[str, ObsColumn], pool: Buffer
     """
     chunks, places = _locate(store, rows)
     indptr = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(store.chunk_row_nnz(chunks)[places], out=indptr[1:])
+    lengths = store.chunk_row_nnz(chunks)
+    np.cumsum(lengths[places], out=indptr[1:])
     destination = np.full(store.chunk_cells[chunks].sum(), -1, np.int64)
     destination[places] = indptr[:-1]
 
@@ -91,7 +92,7 @@ def decode(store: Store, rows: Int64, obs: Mapping[str, ObsColumn], pool: Buffer
     for first in range(0, len(chunks), CHUNKS_AT_ONCE):
         part = chunks[first : first + CHUNKS_AT_ONCE]
         rows_of_part = slice(before[first], before[first + len(part)])
-        store.decode_chunks(part, destination[rows_of_part], gene_ids, counts)
+        store.decode_chunks(part, lengths[rows_of_part], destination[rows_of_part], gene_ids, counts)
     # A row that was asked for twice went to its last place.
     for place in np.flatnonzero(destination[places] != indptr[:-1]):
         start, stop = indptr[place : place + 2]

@@ -1,8 +1,6 @@
-"""Cells to bytes and back: gene ids as differences, counts as bytes, both with escapes
-(docs/store-format.md).
+"""Cells to bytes: gene ids as differences, counts as bytes, both with escapes (docs/store-format.md).
 
-0.94 bytes an entry after zstd on real-like counts, against 2.4 for 16-bit counts with 32-bit ids. Numba
-without the GIL: a row is decoded straight into its place in the batch.
+0.94 bytes an entry after zstd on real-like counts, against 2.4 for 16-bit counts with 32-bit ids.
 """
 
 from __future__ import annotations
@@ -16,13 +14,10 @@ import numpy.typing as npt
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.store.encoded_rows import EncodedRows, encode_rows, row_starts
-from cellfoundry_data.store.format import ESCAPE, Values
+from cellfoundry_data.store.format import Values
 
 # What ``problem_of`` answers.
 WELL_FORMED, GENES_NOT_ASCENDING, NO_COUNT, NO_VALUE = range(4)
-
-# What the decoders answer.
-DECODED, TOO_FEW_ESCAPES, TOO_FEW_ENTRIES, GENE_OUT_OF_RANGE, OUTSIDE = range(5)
 
 
 @dataclass(frozen=True)
@@ -119,109 +114,3 @@ def _padded(values: npt.NDArray[Any], bounds: npt.NDArray[np.int64]) -> npt.NDAr
 def _width(bounds: npt.NDArray[np.int64]) -> int:
     """Elements of the longest piece, at least one."""
     return max(1, int(np.diff(bounds).max()))
-
-
-@numba.njit(nogil=True, cache=True)
-def decode_genes(
-    gene_delta: npt.NDArray[np.uint8],
-    escapes: npt.NDArray[np.uint32],
-    row_nnz: npt.NDArray[np.uint32],
-    destination: npt.NDArray[np.int64],
-    n_genes: int,
-    gene_ids: npt.NDArray[np.int32],
-) -> int:
-    """Decode the genes of one chunk's rows, row ``i`` to ``gene_ids[destination[i]:]``.
-
-    A negative destination leaves the row out. Answers DECODED, or why the bytes are not those of a store:
-    nothing outside the arrays is ever touched.
-    """
-    start = np.int64(0)
-    used = np.int64(0)
-    for row in range(len(row_nnz)):
-        stop = start + np.int64(row_nnz[row])
-        if stop > len(gene_delta):
-            return TOO_FEW_ENTRIES
-        if destination[row] >= 0 and destination[row] > len(gene_ids) - (stop - start):
-            return OUTSIDE
-        deltas = gene_delta[start:stop]
-        start = stop
-        if destination[row] < 0:
-            for entry in range(len(deltas)):
-                used += deltas[entry] == ESCAPE
-            continue
-        row_genes = gene_ids[destination[row] : destination[row] + len(deltas)]
-        gene = np.int32(0)
-        for entry in range(len(deltas)):
-            delta = np.int32(deltas[entry])
-            if delta == ESCAPE:
-                if used >= len(escapes):
-                    return TOO_FEW_ESCAPES
-                if gene + np.int64(escapes[used]) >= n_genes:
-                    return GENE_OUT_OF_RANGE
-                delta = np.int32(escapes[used])
-                used += 1
-            gene += delta
-            row_genes[entry] = gene
-        if gene >= n_genes:
-            return GENE_OUT_OF_RANGE
-    return DECODED
-
-
-@numba.njit(nogil=True, cache=True)
-def decode_counts(
-    count: npt.NDArray[np.uint8],
-    escapes: npt.NDArray[np.uint32],
-    row_nnz: npt.NDArray[np.uint32],
-    destination: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.float32],
-) -> int:
-    """Decode the counts of one chunk's rows; see ``decode_genes``."""
-    start = np.int64(0)
-    used = np.int64(0)
-    for row in range(len(row_nnz)):
-        stop = start + np.int64(row_nnz[row])
-        if stop > len(count):
-            return TOO_FEW_ENTRIES
-        if destination[row] >= 0 and destination[row] > len(counts) - (stop - start):
-            return OUTSIDE
-        row_counts = count[start:stop]
-        start = stop
-        if destination[row] < 0:
-            for entry in range(len(row_counts)):
-                used += row_counts[entry] == ESCAPE
-            continue
-        row_values = counts[destination[row] : destination[row] + len(row_counts)]
-        largest = np.uint8(0)
-        for entry in range(len(row_counts)):
-            largest = max(largest, row_counts[entry])
-            row_values[entry] = np.float32(row_counts[entry])
-        if largest == ESCAPE:
-            for entry in range(len(row_counts)):
-                if row_counts[entry] == ESCAPE:
-                    if used >= len(escapes):
-                        return TOO_FEW_ESCAPES
-                    row_values[entry] = np.float32(escapes[used])
-                    used += 1
-    return DECODED
-
-
-@numba.njit(nogil=True, cache=True)
-def place_values(
-    value: npt.NDArray[np.uint8],
-    row_nnz: npt.NDArray[np.uint32],
-    destination: npt.NDArray[np.int64],
-    values: npt.NDArray[np.uint8],
-) -> int:
-    """Copy the float32 values of one chunk's rows, all as bytes; see ``decode_genes``."""
-    start = np.int64(0)
-    for row in range(len(row_nnz)):
-        stop = start + np.int64(row_nnz[row])
-        if 4 * stop > len(value):
-            return TOO_FEW_ENTRIES
-        if destination[row] >= 0 and destination[row] > len(values) // 4 - (stop - start):
-            return OUTSIDE
-        if destination[row] >= 0:
-            first = 4 * destination[row]
-            values[first : first + 4 * (stop - start)] = value[4 * start : 4 * stop]
-        start = stop
-    return DECODED

@@ -227,6 +227,7 @@ class Store:
     def decode_chunks(
         self,
         chunks: npt.ArrayLike,
+        row_nnz: npt.NDArray[np.uint32],
         destination: npt.NDArray[np.int64],
         gene_ids: npt.NDArray[np.int32],
         counts: npt.NDArray[np.float32],
@@ -235,28 +236,30 @@ class Store:
 
         Args:
             chunks: numbers in the store's order, (chunks,).
-            destination: (rows of these chunks,), one chunk after another: where in the outputs a row's
-                entries begin, ``chunk_row_nnz`` of them; negative leaves the row out. A chunk without wanted
-                rows is not read.
+            row_nnz: their ``chunk_row_nnz``, (rows of these chunks,), one chunk after another.
+            destination: (rows of these chunks,): where in the outputs a row's entries begin, ``row_nnz`` of
+                them; negative leaves the row out. A chunk without wanted rows is not read.
             gene_ids, counts: outputs.
 
         Raises:
             DataError: a shard whose bytes are not those that were written.
         """
         chunks = np.asarray(chunks, np.int64)
-        first = np.concatenate([[0], np.cumsum(self.chunk_cells[chunks], dtype=np.int64)])
-        if len(destination) != first[-1]:
-            raise ValueError(f"{len(destination)} destinations were given for {first[-1]} rows")
-        jobs = [
-            (self._shard(self.chunk_shard[chunk]), int(self.chunk_in_shard[chunk]), destination[start:stop])
-            for chunk, start, stop in zip(chunks, first[:-1], first[1:], strict=True)
-            if destination[start:stop].max() >= 0
-        ]
-        ranges = [shard.range(array, chunk) for shard, chunk, _ in jobs for array in self._arrays]
+        bounds = np.concatenate([[0], np.cumsum(self.chunk_cells[chunks], dtype=np.int64)])
+        if not len(row_nnz) == len(destination) == bounds[-1]:
+            raise ValueError(
+                f"{len(row_nnz)} lengths and {len(destination)} destinations were given for {bounds[-1]} rows"
+            )
+        if len(chunks) == 0:
+            return
+        wanted = np.flatnonzero(np.maximum.reduceat(destination, bounds[:-1]) >= 0)
+        rows = [slice(*pair) for pair in np.stack([bounds[wanted], bounds[wanted + 1]], axis=1).tolist()]
+        jobs = self._jobs(chunks[wanted])
+        ranges = [shard.range(array, chunk) for shard, chunk in jobs for array in self._arrays]
         pieces = self._frame.files.ranges(ranges)
-        for shard, chunk, rows in jobs:
+        for (shard, chunk), own_rows in zip(jobs, rows, strict=True):
             own = [next(pieces) for _ in self._arrays]
-            shard.decode(chunk, own, rows, gene_ids, counts)
+            shard.decode(chunk, own, row_nnz[own_rows], destination[own_rows], gene_ids, counts)
 
     def read_cells(self, rows: npt.ArrayLike) -> CellBatch:
         """The cells at ``rows`` (integers, (cells,)), in that order, repeats allowed; row ids are store rows.
@@ -286,21 +289,26 @@ class Store:
         chunks, which = np.unique(chunk_of, return_inverse=True)
         before = np.concatenate([[0], np.cumsum(self.chunk_cells[chunks], dtype=np.int64)])
         places = rows - self.chunk_first_row[chunk_of] + before[which]
-        lengths = self.chunk_row_nnz(chunks)[places]
-        indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+        row_nnz = self.chunk_row_nnz(chunks)
+        indptr = np.concatenate([[0], np.cumsum(row_nnz[places], dtype=np.int64)]).astype(np.int64)
         destination = np.full(before[-1], -1, np.int64)
         destination[places] = indptr[:-1]
         gene_ids, counts = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-        self.decode_chunks(chunks, destination, gene_ids, counts)
+        self.decode_chunks(chunks, row_nnz, destination, gene_ids, counts)
         return CellBatch(indptr, gene_ids, counts, rows)
 
     def _rows_of(
         self, array: str, chunks: npt.NDArray[np.int64], dtype: type[np.generic]
     ) -> npt.NDArray[Any]:
-        jobs = [(self._shard(self.chunk_shard[chunk]), int(self.chunk_in_shard[chunk])) for chunk in chunks]
+        jobs = self._jobs(chunks)
         pieces = self._frame.files.ranges([shard.range(array, chunk) for shard, chunk in jobs])
         rows = [shard.rows(array, chunk, piece) for (shard, chunk), piece in zip(jobs, pieces, strict=True)]
         return np.concatenate([np.empty(0, dtype), *rows])
+
+    def _jobs(self, chunks: npt.NDArray[np.int64]) -> list[tuple[Shard, int]]:
+        """The shard that each chunk lies in, and its number there."""
+        shards, numbers = self.chunk_shard[chunks].tolist(), self.chunk_in_shard[chunks].tolist()
+        return [(self._shard(shard), number) for shard, number in zip(shards, numbers, strict=True)]
 
     def _shard(self, number: int) -> Shard:
         """The shard ``number``; those used last stay open."""

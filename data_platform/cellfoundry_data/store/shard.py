@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cellfoundry_data.store import codec, encoding
+from cellfoundry_data.store import codec, decoding
 from cellfoundry_data.store.files import ByteRange, StoreFiles
 from cellfoundry_data.store.format import (
     CRC_BYTES,
@@ -26,16 +26,16 @@ from cellfoundry_data.store.format import (
 from cellfoundry_data.store.index import ShardEntry
 
 _WHY = {
-    encoding.TOO_FEW_ESCAPES: "has fewer escaped values than its bytes ask for",
-    encoding.GENE_OUT_OF_RANGE: "has a gene beyond the vocabulary",
-    encoding.TOO_FEW_ENTRIES: "has fewer entries than its rows ask for",
+    decoding.TOO_FEW_ESCAPES: "has fewer escaped values than its bytes ask for",
+    decoding.GENE_OUT_OF_RANGE: "has a gene beyond the vocabulary",
+    decoding.TOO_FEW_ENTRIES: "has fewer entries than its rows ask for",
 }
 
 
 def decoded_arrays(values: Values) -> tuple[str, ...]:
     """The arrays that decoding a chunk needs, in the order in which ``Shard.decode`` takes their pieces."""
     measured = ("count", "count_escape") if values == "counts" else ("value",)
-    return ("row_nnz", "gene_delta", "gene_delta_escape", *measured)
+    return ("gene_delta", "gene_delta_escape", *measured)
 
 
 class Shard:
@@ -74,7 +74,7 @@ class Shard:
             "count_escape": 4 * entry.count_escapes,
             "value": 4 * entry.chunk_nnz,
         }
-        self._paths = {name: data_file(entry.name, name) for name in (*self._arrays, "cell_key")}
+        self._paths = {name: data_file(entry.name, name) for name in (*self._arrays, "row_nnz", "cell_key")}
         self._sizes = {name: entry.file(path, store).size for name, path in self._paths.items()}
         self._bounds: dict[str, array[int]] = {}
 
@@ -100,29 +100,29 @@ class Shard:
         self,
         chunk: int,
         pieces: Sequence[npt.NDArray[np.uint8]],
+        row_nnz: npt.NDArray[np.uint32],
         destination: npt.NDArray[np.int64],
         gene_ids: npt.NDArray[np.int32],
         counts: npt.NDArray[np.float32],
     ) -> None:
-        """Decode a chunk's rows into ``gene_ids`` and ``counts``, row ``i`` from ``destination[i]`` on
-        (negative: left out). ``pieces`` are the stored bytes of ``decoded_arrays``.
+        """Decode a chunk's rows into ``gene_ids`` and ``counts``, the ``row_nnz[i]`` entries of row ``i`` from
+        ``destination[i]`` on (negative: left out). ``pieces`` are the stored bytes of ``decoded_arrays``.
         """
-        row_nnz = self.rows("row_nnz", chunk, pieces[0])
-        gene_delta = self._unpack("gene_delta", chunk, pieces[1])
-        escapes = self._unpack("gene_delta_escape", chunk, pieces[2]).view("<u4")
-        answer = encoding.decode_genes(gene_delta, escapes, row_nnz, destination, self._n_genes, gene_ids)
-        if answer == encoding.DECODED:
-            measured = self._unpack(self._arrays[3], chunk, pieces[3])
-            if len(self._arrays) == 4:
-                answer = encoding.place_values(measured, row_nnz, destination, counts.view(np.uint8))
+        gene_delta = self._unpack("gene_delta", chunk, pieces[0])
+        escapes = self._unpack("gene_delta_escape", chunk, pieces[1]).view("<u4")
+        answer = decoding.decode_genes(gene_delta, escapes, row_nnz, destination, self._n_genes, gene_ids)
+        if answer == decoding.DECODED:
+            measured = self._unpack(self._arrays[2], chunk, pieces[2])
+            if len(self._arrays) == 3:
+                answer = decoding.place_values(measured, row_nnz, destination, counts.view(np.uint8))
             else:
-                escapes = self._unpack("count_escape", chunk, pieces[4]).view("<u4")
-                answer = encoding.decode_counts(measured, escapes, row_nnz, destination, counts)
-        if answer == encoding.OUTSIDE:
+                escapes = self._unpack("count_escape", chunk, pieces[3]).view("<u4")
+                answer = decoding.decode_counts(measured, escapes, row_nnz, destination, counts)
+        if answer == decoding.OUTSIDE:
             raise ValueError(
                 "decoded rows need more room than the given arrays have behind their destination"
             )
-        if answer != encoding.DECODED:
+        if answer != decoding.DECODED:
             raise self._damaged(f"chunk {chunk} {_WHY[answer]}")
 
     def _unpack(self, name: str, chunk: int, stored: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
