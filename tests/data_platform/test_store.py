@@ -169,7 +169,7 @@ def test_chunks_are_decoded_into_the_places_given(store: Path, cells: CellBatch)
     destination[::2] = -1
     genes = np.full(room.sum(), -1, np.int32)
     counts = np.full(len(genes), -1, np.float32)
-    opened.decode_chunks(chunks, destination, genes, counts)
+    opened.decode_chunks(chunks, lengths, destination, genes, counts)
     expected = np.full(len(genes), -1, np.int32)
     for row, start in zip(rows[1::2], destination[1::2], strict=True):
         cell = cells.select(np.array([row]))
@@ -177,9 +177,9 @@ def test_chunks_are_decoded_into_the_places_given(store: Path, cells: CellBatch)
         np.testing.assert_array_equal(counts[start : start + cell.nnz], cell.counts)
     np.testing.assert_array_equal(genes, expected)
     with pytest.raises(ValueError, match="destinations"):
-        opened.decode_chunks(chunks, destination[1:], genes, counts)
+        opened.decode_chunks(chunks, lengths, destination[1:], genes, counts)
     with pytest.raises(ValueError, match="room"):
-        opened.decode_chunks(chunks, np.full(len(rows), len(genes) - 1), genes, counts)
+        opened.decode_chunks(chunks, lengths, np.full(len(rows), len(genes) - 1), genes, counts)
 
 
 def test_a_cell_larger_than_a_chunk_is_stored(tmp_path: Path, make_store: MakeStore) -> None:

@@ -8,7 +8,7 @@ an ordinary store is first read. 0.56 in place of 1.6 us a cell of 1,600 genes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numba
 import numpy as np
@@ -27,6 +27,9 @@ LANES = 16
 
 LINE_BYTES = 4 * LANES
 
+Int: TypeAlias = int | np.int64
+
+_vector: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
 _SUMS = ir.VectorType(ir.IntType(16), LANES)
 _GENES = ir.VectorType(ir.IntType(32), LANES)
@@ -49,8 +52,8 @@ def decode_genes(
     nothing outside the arrays is ever touched.
     """
     address = gene_ids.ctypes.data
-    start = np.int64(0)
-    used = np.int64(0)
+    start: Int = 0
+    used: Int = 0
     for row in range(len(row_nnz)):
         stop = start + np.int64(row_nnz[row])
         if stop > len(gene_delta):
@@ -89,8 +92,8 @@ def decode_counts(
 ) -> int:
     """Decode the counts of one chunk's rows; see ``decode_genes``."""
     address = counts.ctypes.data
-    start = np.int64(0)
-    used = np.int64(0)
+    start: Int = 0
+    used: Int = 0
     for row in range(len(row_nnz)):
         stop = start + np.int64(row_nnz[row])
         if stop > len(count):
@@ -143,7 +146,7 @@ def place_values(
 
 
 @numba.njit(nogil=True, cache=True)
-def _whole_lines(address: int, start: int, stop: int) -> tuple[int, int]:
+def _whole_lines(address: Int, start: Int, stop: Int) -> tuple[Int, Int]:
     """Of the entries ``start`` to ``stop - 1`` those that fill whole cache lines: the first, and the one after
     the last. Entry ``i``, of 4 bytes, goes to ``address + 4 * i``.
     """
@@ -155,7 +158,7 @@ def _whole_lines(address: int, start: int, stop: int) -> tuple[int, int]:
 
 
 @numba.njit(nogil=True, cache=True)
-def _escapes_of(entries: npt.NDArray[np.uint8], start: int, stop: int) -> int:
+def _escapes_of(entries: npt.NDArray[np.uint8], start: Int, stop: Int) -> Int:
     """How many escaped values the entries ask for."""
     found = np.int64(0)
     for entry in range(start, stop):
@@ -166,19 +169,19 @@ def _escapes_of(entries: npt.NDArray[np.uint8], start: int, stop: int) -> int:
 @numba.njit(nogil=True, cache=True)
 def _each_gene(
     gene_delta: npt.NDArray[np.uint8],
-    start: int,
-    stop: int,
+    start: Int,
+    stop: Int,
     escapes: npt.NDArray[np.uint32],
-    used: int,
-    gene: int,
+    used: Int,
+    gene: Int,
     gene_ids: npt.NDArray[np.int32],
-    shift: int,
-) -> tuple[int, int]:
+    shift: Int,
+) -> tuple[Int, Int]:
     """The genes of some entries, one by one, behind ``gene``: gives how many escapes are used then, more than
     there are where they do not suffice, and the last gene.
     """
     for entry in range(start, stop):
-        delta = np.int64(gene_delta[entry])
+        delta: Int = np.int64(gene_delta[entry])
         if delta == ESCAPE:
             delta = np.int64(escapes[used]) if used < len(escapes) else 0
             used += 1
@@ -190,16 +193,16 @@ def _each_gene(
 @numba.njit(nogil=True, cache=True)
 def _each_count(
     count: npt.NDArray[np.uint8],
-    start: int,
-    stop: int,
+    start: Int,
+    stop: Int,
     escapes: npt.NDArray[np.uint32],
-    used: int,
+    used: Int,
     counts: npt.NDArray[np.float32],
-    shift: int,
-) -> int:
+    shift: Int,
+) -> Int:
     """The counts of some entries, one by one: gives how many escapes are used then; see ``_each_gene``."""
     for entry in range(start, stop):
-        measured = np.int64(count[entry])
+        measured: Int = np.int64(count[entry])
         if measured == ESCAPE:
             measured = np.int64(escapes[used]) if used < len(escapes) else 0
             used += 1
@@ -211,7 +214,7 @@ def _each_count(
 # and that they go where a cache line begins.
 
 
-@intrinsic
+@_vector
 def _has_escape(typing: Any, entries: Any, entry: Any) -> tuple[Any, Callable[..., Any]]:
     """Whether one of the entries is ESCAPE."""
 
@@ -224,7 +227,7 @@ def _has_escape(typing: Any, entries: Any, entry: Any) -> tuple[Any, Callable[..
     return types.boolean(_bytes(entries), types.intp), generate
 
 
-@intrinsic
+@_vector
 def _place_counts(
     typing: Any, count: Any, entry: Any, counts: Any, place: Any
 ) -> tuple[Any, Callable[..., Any]]:
@@ -238,7 +241,7 @@ def _place_counts(
     return types.void(_bytes(count), types.intp, _words(counts), types.intp), generate
 
 
-@intrinsic
+@_vector
 def _place_genes(
     typing: Any, gene_delta: Any, entry: Any, gene_ids: Any, place: Any, before: Any
 ) -> tuple[Any, Callable[..., Any]]:
@@ -260,7 +263,7 @@ def _place_genes(
     return types.int64(_bytes(gene_delta), types.intp, _words(gene_ids), types.intp, types.int64), generate
 
 
-@intrinsic
+@_vector
 def _finish(typing: Any) -> tuple[Any, Callable[..., Any]]:
     """What was stored past the caches is seen by every thread that this one wakes after it."""
 
