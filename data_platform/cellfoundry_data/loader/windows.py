@@ -1,6 +1,6 @@
 """Decoding rows in any order into reused memory, and cutting what was decoded into batches that are views.
 
-Fresh memory for a window (100 MB) costs 1.5 us a cell in page faults, as much as a fifth of all decoding. A
+Fresh memory for a window (100 MB) costs 1.5 us a cell in page faults. A
 buffer is used again once nobody refers to it, so a batch that is still held never changes.
 """
 

@@ -1,8 +1,8 @@
-"""Bytes to cells: the other way round than ``encoding``, each row straight into its place in the batch.
+"""Bytes to cells, the reverse of ``encoding``: each row is decoded straight into its place in the batch.
 
-Numba without the GIL. Sixteen entries at a time go through one vector, their genes as a prefix sum in four steps
-(Hillis and Steele 1986), and past the caches: rows of a window lie in memory in random order, where each line of
-an ordinary store is first read. 0.56 in place of 1.6 us a cell of 1,600 genes.
+Numba without the GIL, in vectors of sixteen entries: genes are a prefix sum in four steps (Hillis and Steele
+1986). Vectors are stored past the caches, because an ordinary store first reads the line that it overwrites, and
+the rows of a window, 100 MB, lie in random order. 0.75 in place of 1.8 us a cell of 1,550 genes.
 """
 
 from __future__ import annotations
