@@ -220,4 +220,4 @@ def test_a_wrong_argument_gets_one_sentence(store: Path, options: dict[str, obje
         ShardDataset(store, **options)  # type: ignore[arg-type]
 
 
-FIRST_ROWS_OF_SEED_11 = [2, 720, 688, 501, 902]
+FIRST_ROWS_OF_SEED_11 = [0, 452, 277, 177, 42]

@@ -82,12 +82,13 @@ def decode(store: Store, rows: Int64, obs: Mapping[str, ObsColumn], pool: Buffer
     chunks, places = _locate(store, rows)
     indptr = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(store.chunk_row_nnz(chunks)[places], out=indptr[1:])
-    destination = np.full(store.chunk_cells[chunks].sum(), -1, np.int64)
+    cells = store.chunk_cells(chunks)
+    destination = np.full(cells.sum(), -1, np.int64)
     destination[places] = indptr[:-1]
 
     gene_buffer, count_buffer = pool.take(indptr[-1])
     gene_ids, counts = gene_buffer[: indptr[-1]], count_buffer[: indptr[-1]]
-    before = np.concatenate([[0], np.cumsum(store.chunk_cells[chunks], dtype=np.int64)])
+    before = np.concatenate([[0], np.cumsum(cells)])
     for first in range(0, len(chunks), CHUNKS_AT_ONCE):
         part = chunks[first : first + CHUNKS_AT_ONCE]
         rows_of_part = slice(before[first], before[first + len(part)])
@@ -103,9 +104,9 @@ def decode(store: Store, rows: Int64, obs: Mapping[str, ObsColumn], pool: Buffer
 
 def _locate(store: Store, rows: Int64) -> tuple[Int64, Int64]:
     """The chunks that hold ``rows``, ascending, and where each row is among all rows of these chunks."""
-    chunk_of = np.searchsorted(store.chunk_first_row, rows, side="right") - 1
+    chunk_of = store.chunks_of(rows)
     chunks, which = np.unique(chunk_of, return_inverse=True)
-    cells = store.chunk_cells[chunks].astype(np.int64)
+    cells = store.chunk_cells(chunks)
     return chunks, rows - store.chunk_first_row[chunk_of] + (np.cumsum(cells) - cells)[which]
 
 
