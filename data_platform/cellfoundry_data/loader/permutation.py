@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +59,8 @@ def _permuted(
     for place in range(start, stop):
         number = np.uint64(place)
         while True:
-            low, high = number & low_mask, number >> low_bits
+            low: Any = number & low_mask
+            high: Any = number >> low_bits
             for key in range(0, len(keys), 2):
                 high ^= _mix(low ^ keys[key]) & high_mask
                 low ^= _mix(high ^ keys[key + 1]) & low_mask

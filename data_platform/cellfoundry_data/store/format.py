@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from cellfoundry_data.errors import DataError
@@ -92,7 +90,7 @@ class FileEntry:
         """Describe every file below ``folder``, in the order of their paths."""
         return [cls.of(store, path) for path in sorted(folder.rglob("*")) if path.is_file()]
 
-    def check_content(self, content: bytes | npt.NDArray[np.uint8], store: object, owner: str) -> None:
+    def check_content(self, content: bytes | memoryview, store: object, owner: str) -> None:
         """Raise DataError, naming ``owner``, where ``content`` is not what was written."""
         self.check_size(len(content), store, owner)
         self.check_sha256(hashlib.sha256(content).hexdigest(), store, owner)

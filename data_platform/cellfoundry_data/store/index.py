@@ -26,6 +26,7 @@ SHARDS_AT_ONCE = 4096
 """Rows of the index that are parsed at a time: 20 MB of a store of 16,384 cells a shard."""
 
 _WIDTHS = ("chunk_nnz", "gene_delta_escapes", "count_escapes")
+_PER_SHARD = ("cells", "nnz", "chunks", "n_files", *_WIDTHS)
 _SHA256_HEX = 64
 
 
@@ -37,7 +38,7 @@ class ShardEntry:
         name: the shard's folder below ``shards/``.
         chunks: how many it has.
         chunk_nnz, gene_delta_escapes, count_escapes: widths of the arrays.
-        chunk_cells: int64, (chunks,); cells of each chunk.
+        chunk_cells: int32 or int64, (chunks,); cells of each chunk.
         chunk_nnz_used: uint32, (chunks,); entries of each chunk.
         files: its arrays and its obs.
     """
@@ -47,7 +48,7 @@ class ShardEntry:
     chunk_nnz: int
     gene_delta_escapes: int
     count_escapes: int
-    chunk_cells: npt.NDArray[np.int64]
+    chunk_cells: npt.NDArray[np.signedinteger]
     chunk_nnz_used: npt.NDArray[np.uint32]
     files: tuple[FileEntry, ...]
 
@@ -83,22 +84,25 @@ class Index:
         self.names: list[str] = []
         self._layouts: list[tuple[str, ...]] = []
         self._known_layouts: dict[tuple[str, ...], tuple[str, ...]] = {}
-        columns: dict[str, list[npt.NDArray[Any]]] = {}
+        small = manifest["cells"] < 2**31  # compared with the index below
+        self.chunk_first_row: npt.NDArray[np.signedinteger] = np.zeros(1, np.int32 if small else np.int64)
+        self.chunk_nnz = np.empty(0, np.uint32)
+        self._sizes, self._sha256 = np.empty(0, np.int64), np.empty((0, _SHA256_HEX // 2), np.uint8)
+        shards: dict[str, npt.NDArray[np.int64]] = {name: np.empty(0, np.int64) for name in _PER_SHARD}
         for table in self._tables(parts):
-            for name, values in self._checked(table).items():
-                columns.setdefault(name, []).append(values)
-        joined = {name: np.concatenate(columns.pop(name)) for name in list(columns)}
-        self.first_rows, self.first_chunks = _before(joined["cells"]), _before(joined["chunks"])
-        self._check_totals(joined["nnz"], manifest)
-        self.chunk_nnz = joined["chunk_nnz_used"]
-        self.chunk_first_row = np.zeros(
-            len(self.chunk_nnz) + 1, np.int32 if self.first_rows[-1] < 2**31 else np.int64
-        )
-        np.cumsum(joined["chunk_cells"], dtype=self.chunk_first_row.dtype, out=self.chunk_first_row[1:])
-        self._widths = {name: joined[name] for name in _WIDTHS}
-        self._sizes, self._sha256 = joined["size"], joined["sha256"]
-        self._first_files = _before(joined["n_files"])
-        pa.default_memory_pool().release_unused()  # 50 MB of a store of 50 M cells
+            found = self._checked(table)
+            first_rows = self.chunk_first_row[-1] + np.cumsum(found["chunk_cells"], dtype=np.int64)
+            _extend(self.chunk_first_row, first_rows)
+            _extend(self.chunk_nnz, found["chunk_nnz_used"])
+            _extend(self._sizes, found["size"])
+            _extend(self._sha256, found["sha256"])
+            for name, values in shards.items():
+                _extend(values, found[name])
+            pa.default_memory_pool().release_unused()
+        self._widths = {name: shards[name] for name in _WIDTHS}
+        self.first_rows, self.first_chunks = _before(shards["cells"]), _before(shards["chunks"])
+        self._first_files = _before(shards["n_files"])
+        self._check_totals(shards["nnz"], manifest)
 
     @property
     def n_files(self) -> int:
@@ -116,7 +120,7 @@ class Index:
             chunk_nnz=int(self._widths["chunk_nnz"][shard]),
             gene_delta_escapes=int(self._widths["gene_delta_escapes"][shard]),
             count_escapes=int(self._widths["count_escapes"][shard]),
-            chunk_cells=np.diff(self.chunk_first_row[chunks.start : chunks.stop + 1]).astype(np.int64),
+            chunk_cells=np.diff(self.chunk_first_row[chunks.start : chunks.stop + 1]),
             chunk_nnz_used=self.chunk_nnz[chunks],
             files=tuple(
                 FileEntry(self._path(shard, ending), size, digest.tobytes().hex())
@@ -129,8 +133,7 @@ class Index:
         return f"{SHARDS}/{name}/{ending}" if ending else obs_file(name)
 
     def _tables(self, parts: list[npt.NDArray[np.uint8]]) -> Iterator[pa.Table]:
-        """The rows of all parts, some at a time; an empty table first."""
-        yield INDEX_SCHEMA.empty_table()
+        """The rows of all parts, some at a time."""
         try:
             for part in parts:
                 file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(part)))
@@ -182,7 +185,7 @@ class Index:
             self._layouts.append(self._known_layouts.setdefault(layout, layout))
             first += count
         self.names += names
-        if not pc.all(pc.match_substring_regex(sha256, f"^[0-9a-f]{{{_SHA256_HEX}}}$"), min_count=0).as_py():
+        if not pc.all(pc.match_substring_regex(sha256, f"^[0-9a-f]{{{_SHA256_HEX}}}$")).as_py():
             raise self._damaged("the checksum of a file is none")
         digests = np.frombuffer(bytes.fromhex("".join(sha256.to_pylist())), np.uint8)
         return {
@@ -216,6 +219,13 @@ class Index:
 
     def _damaged(self, what: str) -> Exception:
         return damaged(self._store, "the index", what)
+
+
+def _extend(array: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
+    """Put ``values`` behind ``array``, in place: joined at the end, all parts would be in memory twice."""
+    first = len(array)
+    array.resize((first + len(values), *array.shape[1:]), refcheck=False)
+    array[first:] = values
 
 
 def _before(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
