@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cellfoundry_kernels.dispatch import use_triton
 from cellfoundry_kernels.masking import reference
-from cellfoundry_kernels.masking.definition import THINNING_MINIMUM_TOTAL, MaskedCells, Thresholds
+from cellfoundry_kernels.masking.definition import THINNING_MINIMUM_TOTAL, MaskedCells, Settings, Thresholds
 
 __all__ = ["THINNING_MINIMUM_TOTAL", "MaskedCells", "mask_cells"]
 
@@ -72,12 +72,17 @@ def mask_cells(
             f"mask_cells got {len(gene_ids)} gene ids with {len(counts)} counts, and {len(cell_ids)} cell ids with "
             f"{len(indptr)} row bounds: give a count for each gene id, and one bound more than there are cells."
         )
-    at_value = Thresholds.of(value_mask_prob, replace_prob, random_prob)
-    at_zero = Thresholds.of(zero_mask_prob, replace_prob, random_prob)
-    columns = (indptr, gene_ids, counts, cell_ids)
-    settings = (n_genes, seed, step, at_value, at_zero, read_depth_aware, mask_token_id)
+    settings = Settings(
+        n_genes,
+        seed,
+        step,
+        Thresholds.of(value_mask_prob, replace_prob, random_prob),
+        Thresholds.of(zero_mask_prob, replace_prob, random_prob),
+        read_depth_aware,
+        mask_token_id,
+    )
     if use_triton(counts):
         from cellfoundry_kernels.masking.kernel import mask_cells as twin
 
-        return twin(*columns, *settings)
-    return reference.mask_cells(*columns, *settings)
+        return twin(indptr, gene_ids, counts, cell_ids, settings)
+    return reference.mask_cells(indptr, gene_ids, counts, cell_ids, settings)

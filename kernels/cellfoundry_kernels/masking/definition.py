@@ -72,6 +72,18 @@ class Thresholds(NamedTuple):
         return cls(*(round(chosen_prob * share * (1 << 32)) for share in shares))
 
 
+class Settings(NamedTuple):
+    """Arguments of ``mask_cells`` that are no tensors, checked, with thresholds in the place of probabilities."""
+
+    n_genes: int
+    seed: int
+    step: int
+    at_value: Thresholds
+    at_zero: Thresholds
+    read_depth_aware: bool
+    mask_token_id: float
+
+
 def not_whole_numbers() -> ValueError:
     """The error of counts that cannot be thinned."""
     return ValueError(

@@ -63,7 +63,7 @@ def totals_kernel(
         tl.store(unusable_ptr + cell, unusable)
 
 
-@triton.jit(do_not_specialize=["seed", "step", "entries"])
+@triton.jit(do_not_specialize=["seed", "step", "entries", "cells"])
 def thin_kernel(
     indptr_ptr,
     gene_ptr,

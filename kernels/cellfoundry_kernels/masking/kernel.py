@@ -13,7 +13,8 @@ Work of 256 cells x 19,264 genes with 10,000 molecules each: 2 x 1.2 M Philox ca
 to thin (half of the cells), about 100 integer instructions each; memory traffic is about 60 bytes a stored entry and
 40 a result, under 100 MB: some 0.1 ms of an H100 for 4 x 132 schedulers at one instruction a cycle.
 
-Shape legend: N encoder tokens, C cells, Z stored entries, X chosen positions, S blocks of positions of a cell.
+Shape legend: N encoder tokens, C cells, Z stored entries, X chosen positions, S blocks of positions,
+cell after cell.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import triton
 from torch import Tensor
 
 from cellfoundry_kernels.launch import Launch, LaunchOptions, argument_types
-from cellfoundry_kernels.masking.definition import MaskedCells, Thresholds, not_whole_numbers
+from cellfoundry_kernels.masking.definition import MaskedCells, Settings, not_whole_numbers
 from cellfoundry_kernels.masking.entries import normalise_kernel, thin_kernel, totals_kernel
 from cellfoundry_kernels.masking.positions import count_kernel, write_kernel
 
@@ -92,7 +93,8 @@ class _Batch:
                 **THIN_TILES,
                 **OPTIONS,
             )
-        value_Z, target_Z, expressed_value_Z = counts.new_empty(3, entries, dtype=torch.float32)
+        value_Z = torch.empty_like(counts, dtype=torch.float32)
+        target_Z, expressed_value_Z = torch.empty_like(value_Z), torch.empty_like(value_Z)
         expressed_C = torch.empty_like(unusable_C)
         depth_C2 = counts.new_empty(cells, 2, dtype=torch.float32)
         results = (target_Z, value_Z, expressed_value_Z, expressed_C, depth_C2)
@@ -123,30 +125,32 @@ def _mask_cells(
     if cells == 0:
         return (*_new_results(counts, 0, 0, 0), 0)
     words = (_in_int32(seed), _in_int32(step))
-    columns = (column.contiguous() for column in (indptr, gene_ids, counts, cell_ids))
-    batch = _Batch.of(*columns, words, thins)
+    batch = _Batch.of(
+        indptr.contiguous(), gene_ids.contiguous(), counts.contiguous(), cell_ids.contiguous(), words, thins
+    )
 
     blocks = max(triton.cdiv(n_genes, BLOCK_POSITIONS), 1)
     looked_up = (batch.indptr, batch.gene_ids, batch.cell_ids, batch.value_Z, batch.expressed_C)
     scalars = (*words, *thresholds, n_genes, blocks)
     tiles = position_tiles(n_genes)
-    counts_2CS = torch.empty(2, cells, blocks, dtype=torch.int32, device=counts.device)
-    count_kernel[(cells * blocks,)](*looked_up, *counts_2CS, *scalars, **tiles, **OPTIONS)
-    ends_2CS = counts_2CS.view(2, -1).cumsum(1).view_as(counts_2CS)
-    lengths_C = ends_2CS[1, :, -1].diff(prepend=ends_2CS.new_zeros(1))
+    chosen_S = torch.empty(cells * blocks, dtype=torch.int32, device=counts.device)
+    tokens_S = torch.empty_like(chosen_S)
+    count_kernel[(cells * blocks,)](*looked_up, chosen_S, tokens_S, *scalars, **tiles, **OPTIONS)
+    chosen_end_S, tokens_end_S = chosen_S.cumsum(0), tokens_S.cumsum(0)
+    tokens_end_C = tokens_end_S[blocks - 1 :: blocks]
+    length_C = tokens_end_C.diff(prepend=tokens_end_C.new_zeros(1))
     # The one wait for the device.
-    sizes = torch.stack([*ends_2CS[:, -1, -1], lengths_C.max(), batch.unusable_C.max()])
-    chosen, tokens, max_seqlen, unusable = sizes.tolist()
+    sizes = (chosen_end_S[-1], tokens_end_S[-1], length_C.max(), batch.unusable_C.max())
+    chosen, tokens, max_seqlen, unusable = torch.stack(sizes).tolist()
     if unusable:
         raise not_whole_numbers()
 
     value_N, position_N, cu_seqlens, *columns_X = _new_results(counts, cells, tokens, chosen)
-    cu_seqlens[0] = 0
-    cu_seqlens[1:] = ends_2CS[1, :, -1]
+    cu_seqlens[1:] = tokens_end_C
     write_kernel[(cells * blocks,)](
         *looked_up,
         *(batch.target_Z, batch.expressed_value_Z, batch.depth_C2),
-        *ends_2CS,
+        *(chosen_end_S, tokens_end_S),
         *(value_N, position_N, *columns_X),
         mask_token_id,
         *scalars,
@@ -164,11 +168,11 @@ def _(indptr, gene_ids, counts, cell_ids, *settings):  # type: ignore[no-untyped
 
 
 def _new_results(
-    counts: Tensor, cells: int, tokens: int, chosen: int
+    counts: Tensor, cells: int, tokens: int | torch.SymInt, chosen: int | torch.SymInt
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The tensors of ``MaskedCells``, in order; ``cu_seqlens`` is zero."""
 
-    def new(size: int, dtype: torch.dtype) -> Tensor:
+    def new(size: int | torch.SymInt, dtype: torch.dtype) -> Tensor:
         return torch.empty(size, dtype=dtype, device=counts.device)
 
     return (
@@ -193,22 +197,14 @@ def position_tiles(n_genes: int) -> dict[str, int]:
 
 
 def mask_cells(
-    indptr: Tensor,
-    gene_ids: Tensor,
-    counts: Tensor,
-    cell_ids: Tensor,
-    n_genes: int,
-    seed: int,
-    step: int,
-    at_value: Thresholds,
-    at_zero: Thresholds,
-    read_depth_aware: bool,
-    mask_token_id: float,
+    indptr: Tensor, gene_ids: Tensor, counts: Tensor, cell_ids: Tensor, settings: Settings
 ) -> MaskedCells:
-    """As ``masking.reference``."""
-    settings = (n_genes, seed, step, [*at_value, *at_zero], read_depth_aware, mask_token_id)
+    """As ``cellfoundry_kernels.masking``."""
+    n_genes, seed, step, at_value, at_zero, read_depth_aware, mask_token_id = settings
+    thresholds = [*at_value, *at_zero]
     value_N, position_N, cu_seqlens, *columns_X, max_seqlen = _mask_cells(
-        indptr, gene_ids, counts, cell_ids.long(), *settings
+        *(indptr, gene_ids, counts, cell_ids.long(), n_genes, seed, step, thresholds),
+        *(read_depth_aware, mask_token_id),
     )
     return MaskedCells(value_N, position_N, cu_seqlens, max_seqlen, *columns_X)
 
@@ -248,7 +244,7 @@ def published_launches() -> list[Launch]:
             argument_types(kernel, torch.float32, constants[name], types),
             constants[name],
             OPTIONS,
-            ("n_genes", "cells"),
+            ("n_genes",),
         )
         for name, kernel in zip(constants, kernels, strict=True)
     ]

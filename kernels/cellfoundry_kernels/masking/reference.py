@@ -23,7 +23,7 @@ from cellfoundry_kernels.masking.definition import (
     THINNING_COUNT_LIMIT,
     THINNING_MINIMUM_TOTAL,
     MaskedCells,
-    Thresholds,
+    Settings,
     not_whole_numbers,
 )
 from cellfoundry_kernels.philox import philox4x32
@@ -47,19 +47,10 @@ class _CellRandom:
 
 
 def mask_cells(
-    indptr: Tensor,
-    gene_ids: Tensor,
-    counts: Tensor,
-    cell_ids: Tensor,
-    n_genes: int,
-    seed: int,
-    step: int,
-    at_value: Thresholds,
-    at_zero: Thresholds,
-    read_depth_aware: bool,
-    mask_token_id: float,
+    indptr: Tensor, gene_ids: Tensor, counts: Tensor, cell_ids: Tensor, settings: Settings
 ) -> MaskedCells:
-    """As ``cellfoundry_kernels.masking``, with thresholds in the place of probabilities."""
+    """As ``cellfoundry_kernels.masking``."""
+    n_genes, seed, step, at_value, at_zero, read_depth_aware, mask_token_id = settings
     random = _CellRandom(seed, step, cell_ids)
     n_cells = len(indptr) - 1
     cells_C = torch.arange(n_cells, device=counts.device)

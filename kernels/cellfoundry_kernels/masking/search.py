@@ -21,7 +21,9 @@ def philox_words(seed, step, decision, cell_id, index):
 def word_of_each(seed, step, decision, cell_id, start, BLOCK: tl.constexpr):
     """Word ``g % 4`` of index ``g // 4`` for ``BLOCK`` genes from ``start``, a multiple of 4; as int64."""
     index = start // 4 + tl.arange(0, BLOCK // 4)
-    word_0, word_1, word_2, word_3 = philox_words(seed, step, tl.full([], decision, tl.uint32), cell_id, index)
+    word_0, word_1, word_2, word_3 = philox_words(
+        seed, step, tl.full([], decision, tl.uint32), cell_id, index
+    )
     # join puts its second argument behind the first: (index, 2, 2), then flat in the order 0, 1, 2, 3.
     words = tl.join(tl.join(word_0, word_2), tl.join(word_1, word_3))
     return tl.reshape(words, [BLOCK]).to(tl.int64)
