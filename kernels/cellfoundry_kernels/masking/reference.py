@@ -4,8 +4,8 @@ Choosing is dense: one random word for each of C x n_genes positions, four words
 (C, P) tables of one value and one flag each, so that a position is looked up, not searched, and tokens come out in
 order. Thinning takes one word for each molecule (UMI) of a thinned cell.
 
-Shape legend: C cells, G genes, P positions (the genes, T, S), Z stored entries (non-zeros of the raw cells),
-X chosen positions, N encoder tokens.
+Shape legend: C cells, G genes, P positions (the genes, T, S), I Philox calls of a cell, Z stored entries (non-zeros
+of the raw cells), E those whose input is not zero, X chosen positions, N encoder tokens.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from cellfoundry_kernels.masking.definition import (
     THINNING_MINIMUM_TOTAL,
     MaskedCells,
     Settings,
+    Thresholds,
     not_whole_numbers,
 )
 from cellfoundry_kernels.philox import philox4x32
@@ -70,21 +71,13 @@ def mask_cells(
     value_CP[:, n_genes:] = torch.stack([raw_total_C, input_total_C], 1).log10().float()
     is_token_CP[:, n_genes:] = True
 
-    word_CG = random.words(CHOICE, cells_C[:, None], torch.arange((n_genes + 3) // 4, device=counts.device))
-    word_CG = word_CG.flatten(1)[:, :n_genes]
-    is_chosen_CG = word_CG < at_zero.chosen
-    is_chosen_CG[cell_E, position_E] = word_CG[cell_E, position_E] < at_value.chosen
-    chosen_X = is_chosen_CG.nonzero(as_tuple=True)
-    word_X, expressed_X = word_CG[chosen_X], is_token_CP[chosen_X]
-    masked_X = word_X < torch.where(expressed_X, at_value.masked, at_zero.masked)
-    random_X = ~masked_X & (word_X < torch.where(expressed_X, at_value.random, at_zero.random))
-
+    chosen_X, masked_X, random_X = _choose(is_token_CP[:, :n_genes], at_value, at_zero, random)
     cell_X, position_X = chosen_X
     expressed_C = torch.bincount(cell_E, minlength=n_cells)
     shown_X = value_CP[chosen_X].masked_fill(masked_X, mask_token_id)
     shown_X[random_X] = _draw(cell_X[random_X], position_X[random_X], value_E, expressed_C, random)
     value_CP[chosen_X] = shown_X
-    is_token_CP[chosen_X] = ~masked_X & (expressed_X | random_X & (expressed_C > 0)[cell_X])
+    is_token_CP[chosen_X] = ~masked_X & (is_token_CP[chosen_X] | random_X & (expressed_C > 0)[cell_X])
 
     cu_seqlens = torch.zeros(n_cells + 1, dtype=torch.int32, device=counts.device)
     lengths_C = is_token_CP.sum(1)
@@ -141,6 +134,26 @@ def _thin(raw_Z: Tensor, cell_Z: Tensor, position_Z: Tensor, n_cells: int, rando
         kept_4 = is_molecule_4 & (word_4 < threshold_C[cell_Z[owner]][:, None])
         kept_Z.index_add_(0, owner, kept_4.sum(-1))
     return raw_Z.index_put((entry_Z,), kept_Z.double())
+
+
+def _choose(
+    is_expressed_CG: Tensor, at_value: Thresholds, at_zero: Thresholds, random: _CellRandom
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """Cells and positions that are chosen, and which of them show the mask token, and which a random value."""
+    n_cells, n_genes = is_expressed_CG.shape
+    device = is_expressed_CG.device
+    cells_C1, index_I = (
+        torch.arange(n_cells, device=device)[:, None],
+        torch.arange((n_genes + 3) // 4, device=device),
+    )
+    word_CG = random.words(CHOICE, cells_C1, index_I).flatten(1)[:, :n_genes]
+    at_value_CG = (word_CG < at_value.chosen).logical_and_(is_expressed_CG)
+    at_zero_CG = (word_CG < at_zero.chosen).logical_and_(~is_expressed_CG)
+    chosen_X = (at_value_CG | at_zero_CG).nonzero(as_tuple=True)
+    word_X, expressed_X = word_CG[chosen_X], is_expressed_CG[chosen_X]
+    masked_X = word_X < torch.where(expressed_X, at_value.masked, at_zero.masked)
+    random_X = ~masked_X & (word_X < torch.where(expressed_X, at_value.random, at_zero.random))
+    return chosen_X, masked_X, random_X
 
 
 def _draw(

@@ -2,7 +2,7 @@
 
 An index (C, P) names the token that overwrites a row, if any: int32, a 256th of the result at width 512 in bf16.
 A program holds a tile of the table and writes it for several cells, so the table is read a few times, not once a
-cell: 256 cells x 19,266 positions x 512 in bf16 are 5.0 GB written, 0.3 GB of table and some 0.6 GB of tokens read.
+cell: 256 cells x 19,266 positions x 512 in bf16 are 5.0 GB written, 0.3 GB of table and some 0.7 GB of tokens read.
 Backward adds up, for each tile of the table and in the order of the cells, the gradient rows that no token overwrote;
 the tokens' gradients are the other rows. Neither adds atomically.
 
