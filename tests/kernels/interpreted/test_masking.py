@@ -48,7 +48,7 @@ def assert_same_mask(actual: MaskedCells, expected: MaskedCells) -> None:
         if isinstance(theirs, Tensor):
             assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
             if ours.is_floating_point():
-                # Rounding float64 to float32 takes the other side once in some 1e8 values.
+                # The last bit of a float64 can, rarely, tip its rounding to float32.
                 assert last_bits(ours, theirs) <= 1
             else:
                 assert torch.equal(ours, theirs)
