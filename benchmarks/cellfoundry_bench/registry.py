@@ -39,7 +39,10 @@ SUITES = (
         "ingest, store and loader on a 200,000-cell atlas against annbatch, scDataset, SCDL and TileDB-SOMA-ML",
     ),
     Suite("ingest", "the ingest of that atlas alone, against annbatch's conversion"),
-    Suite("kernels", "attention on ragged cells, value embedding, FAVOR+; needs torch only"),
+    Suite(
+        "kernels",
+        "each kernel and the 100m model against the best there is and the roofline; compile report; needs torch only",
+    ),
     Suite("train", "one training step of tiny without Ray: cells and tokens per second, breakdown"),
     Suite("embed", "packed batch embedding against the one-cell-at-a-time float32 loop"),
     Suite("serve", "endpoint on loopback: protocol overhead at 1 client, requests per second at 8"),

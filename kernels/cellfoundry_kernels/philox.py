@@ -28,9 +28,11 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # int64 products wrap modulo 2^64, which keeps all the bits of a 32 x 32 bit product.
+        # int64 products wrap modulo 2^64, which keeps all the bits of a 32 x 32 bit product. Their upper halves
+        # stay in c1 and c3 until the end, because every use of those is masked anyway.
         product_0, product_1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
-        c0, c2 = (product_1 >> 32 & _LOW_32) ^ c1 ^ k0, (product_0 >> 32 & _LOW_32) ^ c3 ^ k1
-        c1, c3 = product_1 & _LOW_32, product_0 & _LOW_32
+        c0 = (product_1 >> 32 ^ c1).bitwise_xor_(k0).bitwise_and_(_LOW_32)
+        c2 = (product_0 >> 32 ^ c3).bitwise_xor_(k1).bitwise_and_(_LOW_32)
+        c1, c3 = product_1, product_0
         k0, k1 = (k0 + _WEYL_0) & _LOW_32, (k1 + _WEYL_1) & _LOW_32
-    return torch.stack([c0, c1, c2, c3], -1)
+    return torch.stack([c0, c1 & _LOW_32, c2, c3 & _LOW_32], -1)

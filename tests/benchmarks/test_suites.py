@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from cellfoundry_bench.kernels import attention, model, ops, timing
+from cellfoundry_bench.kernels.dense_masking import dense_mask
 from cellfoundry_bench.ragged import GENES_PER_CELL, real_lengths, synthetic_counts
 from cellfoundry_bench.real_cells import real_cells
-from cellfoundry_bench.suites import embed, kernels, serve, train
+from cellfoundry_bench.suites import embed, serve, train
+from cellfoundry_kernels import mask_cells
+from cellfoundry_model.presets import PRESETS
 from cellfoundry_serving.endpoint.server import running
 
 
@@ -53,34 +57,68 @@ def test_kernels_suite_needs_torch_and_numpy_only() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asserts what a machine without a GPU reports")
 def test_kernels_without_a_gpu_say_what_is_not_measured() -> None:
     rows = [
-        *kernels.attention_rows(np.array([40, 3, 90]), "cpu", rounds=1),
-        *kernels.value_embedding_rows(64, "cpu", rounds=1),
+        *attention.attention_rows(np.array([40, 3, 90]), "three cells", "cpu", heads=2, rounds=1),
+        *ops.value_embedding_rows(64, "cpu", None, width=32, rounds=1),
+        *ops.favor_rows(1, "cpu", None, positions=100, rounds=1),
+        *ops.mask_rows(2, "cpu", n_genes=5000, rounds=1),
+        *model.encoder_layer_rows(2, "cpu", None),
+        *model.training_step_rows(2, "cpu", None),
     ]
+    measured = [row for row in rows if row.met != "not measured"]
+    assert [row.what for row in measured] == [
+        "varlen_attention forward, three cells",
+        "varlen_attention backward, three cells",
+        "value_embedding forward and backward",
+        "favor_attention forward",
+        "favor_attention backward",
+        "mask_cells",
+    ]
+    assert all(row.value is not None and row.value > 0 for row in measured)
     unmeasured = [row for row in rows if row.met == "not measured"]
-    assert [row.what for row in unmeasured] == [
-        "attention forward, Triton",
-        "value embedding forward and backward, Triton",
-    ]
-    assert all(row.note == kernels.NO_GPU for row in unmeasured)
-    assert all(row.value is not None and row.value > 0 for row in rows if row not in unmeasured)
+    assert {row.peer for row in unmeasured} >= set(attention.PEERS)
+    assert all(row.note == attention.NO_GPU for row in unmeasured)
+    assert sum(row.bar is not None for row in unmeasured) == 9
 
 
-def test_padded_peer_does_the_same_work() -> None:
-    """The comparison is fair only if both sides compute the same attention."""
-    import torch.nn.functional as F
+def test_packed_and_padded_do_the_same_work() -> None:
+    """The comparisons are fair only if both sides compute the same."""
+    cells = attention.Ragged.of(np.array([5, 1, 9]), "cpu", heads=2)
+    is_token_CL = attention._token_mask(cells.cu_seqlens, 9)
+    out_CHLK = attention.padded(cells).call()
+    torch.testing.assert_close(out_CHLK.transpose(1, 2)[is_token_CL], attention.ours(cells).call())
+    row = model.packed_against_padded_row("tiny", np.array([5, 1, 9]), rounds=1)  # compares before it times
+    assert row.ratio is not None
 
-    import cellfoundry_kernels
 
-    lengths = np.array([5, 1, 9])
-    cu_seqlens = kernels.offsets(lengths, "cpu")
-    q_NHK, k_NHK, v_NHK = kernels._packed(15, "cpu")
-    padded = [kernels._pad(x, cu_seqlens, 9) for x in (q_NHK, k_NHK, v_NHK)]
-    mask_CL = kernels._token_mask(cu_seqlens, 9)
-    out_CHLK = F.scaled_dot_product_attention(
-        padded[0], padded[1], padded[2], attn_mask=mask_CL[:, None, None, :]
+def test_the_dense_peer_masks_as_often_as_the_objective_says() -> None:
+    torch.manual_seed(0)
+    indptr, gene_ids, counts = synthetic_counts(20, 6000)
+    encoder_CP, is_token_CP, chosen_CG, target_CG = dense_mask(indptr, gene_ids, counts, 6000)
+    zero_CG = torch.ones_like(chosen_CG)
+    zero_CG[torch.repeat_interleave(torch.arange(20), indptr.diff()), gene_ids] = False
+    assert 0.028 < chosen_CG[zero_CG].float().mean() < 0.045
+    assert 0.25 < chosen_CG[~zero_CG].float().mean() < 0.31
+    assert abs((encoder_CP[:, :-2][chosen_CG] == 102.0).float().mean() - 0.8) < 0.02
+    assert (target_CG[zero_CG] == 0).all()
+    assert is_token_CP[:, -2:].all()
+
+
+def test_masks_and_flops_of_a_step_agree() -> None:
+    indptr, gene_ids, counts = synthetic_counts(2, PRESETS["100m"].n_genes)
+    masked = mask_cells(
+        indptr, gene_ids, counts, torch.arange(2), n_genes=PRESETS["100m"].n_genes, seed=0, step=0
     )
-    ours_NHK = cellfoundry_kernels.varlen_attention(q_NHK, k_NHK, v_NHK, cu_seqlens, 9)
-    torch.testing.assert_close(out_CHLK.transpose(1, 2)[mask_CL], ours_NHK)
+    # About 2 x (12 layers over 1,500 tokens and 6 over 19,266 positions): 0.8 TFLOP a cell.
+    assert 0.5e12 < model.step_flops(masked) < 3e12
+
+
+def test_time_on_a_cpu_rotates_through_one_set_of_inputs() -> None:
+    calls: list[int] = []
+    work = timing.rotated(lambda seed: lambda: calls.append(seed), "cpu", 1)
+    timed = timing.compare_on("cpu", work, work, rounds=2)
+    assert calls == [0] * 6
+    assert len(timed.ours) == 2
+    assert timing.Roofline(2.0, 4.0).seconds(8.0, 4.0) == 4.0
 
 
 def test_training_step_parts_and_rates() -> None:

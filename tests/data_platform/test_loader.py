@@ -161,6 +161,10 @@ def test_resuming_at_any_batch_goes_on_where_it_stopped(store: Path, before: int
 
 def test_a_state_of_another_dataset_is_refused(store: Path) -> None:
     state = ShardDataset(store, batch_cells=BATCH).state_dict()
+    with pytest.raises(DataError, match=r"order was None .* and is 2 now"):
+        ShardDataset(store, batch_cells=60).load_state_dict(
+            {name: value for name, value in state.items() if name != "order"}
+        )
     with pytest.raises(DataError, match=r"batch_cells was 60 .* and is 50 now"):
         ShardDataset(store, batch_cells=50).load_state_dict(state)
 
@@ -220,4 +224,4 @@ def test_a_wrong_argument_gets_one_sentence(store: Path, options: dict[str, obje
         ShardDataset(store, **options)  # type: ignore[arg-type]
 
 
-FIRST_ROWS_OF_SEED_11 = [2, 720, 688, 501, 902]
+FIRST_ROWS_OF_SEED_11 = [0, 452, 277, 177, 42]

@@ -105,7 +105,7 @@ def test_only_codes_and_bits_are_held_for_the_whole_store(tmp_path: Path, make_s
     )
     held = sum(array.nbytes for array in arrays_below(dataset) if len(array) >= 300)
     # A byte a cell for the weights, one for the handed out column, a bit for the selection.
-    assert held <= 3000 * 2 + 3000 // 8 + 100 * len(store.chunk_cells)
+    assert held <= 3000 * 2 + 3000 // 8 + 100 * store.n_chunks
 
 
 def arrays_below(thing: object, seen: set[int] | None = None) -> list[np.ndarray]:

@@ -49,7 +49,7 @@ def epoch_rows(order: WeightedDraws, number: int = 0) -> npt.NDArray[np.int64]:
     epoch = order.epoch(number)
     drawn: Drawn = ()
     parts = []
-    for window in range(len(epoch.places) - 1):
+    for window in range(epoch.windows):
         rows, drawn = epoch.rows(window, drawn)
         parts.append(rows)
     return np.concatenate(parts)

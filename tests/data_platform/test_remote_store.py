@@ -181,11 +181,11 @@ def test_object_stores_send_only_what_is_asked_for(object_store: Server) -> None
     opened.read_cells(np.arange(N_CELLS))
     shards = len(opened.first_rows) - 1
     object_store.requests.clear()
-    opened.chunk_cell_keys(np.arange(len(opened.chunk_cells)))
+    opened.chunk_cell_keys(np.arange(opened.n_chunks))
     assert len(object_store.requests) == 2 * shards  # the shard index, and all chunks as one range
     object_store.requests.clear()
     object_store.sent = 0
-    chunks = np.arange(0, len(opened.chunk_cells), 2)
+    chunks = np.arange(0, opened.n_chunks, 2)
     opened.chunk_cell_keys(chunks)
     assert len(object_store.requests) == len(chunks)
     assert object_store.sent < 8 * N_CELLS
@@ -306,13 +306,13 @@ def test_the_folder_of_the_cache_is_looked_at_only_when_it_may_be_full(
 def test_the_pieces_of_a_chunk_are_one_file_of_the_cache(store: Path, tmp_path: Path) -> None:
     with serving(store) as server:
         opened = open_store(server.url, cache=tmp_path)
-        before = opened.chunk_row_nnz(np.arange(len(opened.chunk_cells)))
+        before = opened.chunk_row_nnz(np.arange(opened.n_chunks))
         files = {path for path in tmp_path.rglob("*") if path.is_file()}
         opened.read_cells(np.arange(N_CELLS))
         added = {path for path in tmp_path.rglob("*") if path.is_file()} - files
         shards = len(opened.first_rows) - 1
         vocabulary_and_shard_indexes = 1 + 4 * shards
-        assert len(added) <= len(opened.chunk_cells) + vocabulary_and_shard_indexes
+        assert len(added) <= opened.n_chunks + vocabulary_and_shard_indexes
         np.testing.assert_array_equal(before, np.diff(opened.read_cells(np.arange(N_CELLS)).indptr))
 
 

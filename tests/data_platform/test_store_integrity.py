@@ -20,6 +20,7 @@ from cellfoundry_data.errors import DataError
 from cellfoundry_data.store import codec, open_store, verify
 from cellfoundry_data.store.format import INDEX_SCHEMA, FileEntry
 from cellfoundry_data.store.manifest import write as write_manifest
+from cellfoundry_data.store.reader import read_frame
 
 from .conftest import MakeStore, normalised, random_cells
 
@@ -111,6 +112,41 @@ def test_truncations_are_noticed_on_open_and_the_shard_named(store: Path) -> Non
     read_everything(store)
 
 
+def test_a_store_of_many_files_notices_a_truncation_when_it_reads(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cellfoundry_data.store.reader.SIZES_ON_OPEN", 10)
+    arrays = sorted((store / "shards/00001").rglob("c/0/0"))
+    for path in (*arrays, store / "obs/00001.parquet"):
+        content = path.read_bytes()
+        for kept in (content[:-1], b"", None):
+            if kept is None:
+                path.unlink()
+            else:
+                path.write_bytes(kept)
+            open_store(store)
+            with pytest.raises(DataError, match="shard 00001"):
+                read_everything(store)
+        path.write_bytes(content)
+    read_everything(store)
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_an_index_parsed_in_parts_is_the_same(
+    store: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    whole = read_frame(store).index
+    monkeypatch.setattr("cellfoundry_data.store.index.SHARDS_AT_ONCE", at_once)
+    index = read_frame(store).index
+    assert len(index.names) > at_once
+    for shard in range(len(index.names)):
+        one, other = index.entry(shard), whole.entry(shard)
+        assert (one.name, one.chunks, one.files) == (other.name, other.chunks, other.files)
+        np.testing.assert_array_equal(one.chunk_cells, other.chunk_cells)
+        np.testing.assert_array_equal(one.chunk_nnz_used, other.chunk_nnz_used)
+    np.testing.assert_array_equal(index.first_rows, whole.first_rows)
+
+
 def test_verify_names_every_bad_shard(store: Path) -> None:
     assert not verify(store).bad
     (store / "shards/00000/row_nnz/c/0/0").unlink()
@@ -174,8 +210,10 @@ def forged(store: Path, rows: list[dict[str, Any]] | None = None, **changes: Any
         {"name": None},
         {"name": "00001"},
         {"files": []},
-        {"files": [{"path": "/etc/passwd", "size": 1, "sha256": ""}]},
-        {"files": [{"path": "shards/00000/../../x", "size": 1, "sha256": ""}]},
+        {"files": [{"path": "/etc/passwd", "size": 1, "sha256": "0" * 64}]},
+        {"files": [{"path": "shards/00000/../../x", "size": 1, "sha256": "0" * 64}]},
+        {"files": [{"path": "shards/00000/", "size": 1, "sha256": "0" * 64}]},
+        {"files": [{"path": "obs/00000.parquet", "size": 1, "sha256": "x" * 64}]},
         {"files": None},
     ],
 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cellfoundry_kernels import MaskedCells, mask_cells
+from cellfoundry_kernels.masking import reference
 
 GENES = 2_000
 MASK = 102.0
@@ -204,7 +205,28 @@ def test_seed_and_step_out_of_range_are_refused() -> None:
         mask([{0: 1.0}], step=2**32)
 
 
-def test_fractional_counts_are_not_thinned() -> None:
+def test_columns_of_different_lengths_are_refused() -> None:
+    indptr, gene_ids, counts = csr(random_rows(2))
+    with pytest.raises(ValueError, match="a count for each gene id"):
+        mask_cells(indptr, gene_ids[1:], counts, torch.arange(2), n_genes=GENES, seed=0, step=0)
+    with pytest.raises(ValueError, match="one bound more than there are cells"):
+        mask_cells(indptr, gene_ids, counts, torch.arange(3), n_genes=GENES, seed=0, step=0)
+
+
+@pytest.mark.parametrize("wrong", [1.5, -1.0, math.nan, math.inf, 2.0**31])
+def test_what_is_no_count_is_not_thinned(wrong: float) -> None:
     with pytest.raises(ValueError, match="not whole numbers"):
-        mask([{0: 1.5}])
+        mask([{0: 2000.0, 1: wrong}])
+
+
+def test_fractional_counts_are_normalised_without_thinning() -> None:
     assert mask([{0: 1.5}], read_depth_aware=False).max_seqlen >= 2
+
+
+def test_thinning_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{0: 900.0, 1: 2.0, 5: 350.0}, {0: 5.0}, {3: 4_000.0, 4: 1.0}]
+    whole = mask(rows, value_mask_prob=0)
+    assert (input_totals(whole) < torch.tensor([1251.9, 4.9, 4000.9])).any()
+    # 7 calls are 28 molecules: pieces end inside genes, at their ends, and hold several genes.
+    monkeypatch.setattr(reference, "_THINNING_CALLS", 7)
+    assert torch.equal(mask(rows, value_mask_prob=0).value_N, whole.value_N)

@@ -251,6 +251,19 @@ def test_scatter_into_zero_table_overwrites_the_encoder_positions() -> None:
     )
 
 
+def test_scatter_into_zero_table_refuses_what_does_not_fit() -> None:
+    table, encoder, index = torch.randn(5, 3), torch.randn(4, 3), torch.arange(4)
+    with pytest.raises(ValueError, match="width 3 and tokens of width 2"):
+        scatter_into_zero_table(table, encoder[:, :2], index, index, 4)
+    with pytest.raises(ValueError, match="4 tokens, 3 cell indices and 4 positions"):
+        scatter_into_zero_table(table, encoder, index[1:], index, 4)
+
+
+def test_masked_mse_refuses_other_shapes() -> None:
+    with pytest.raises(ValueError, match=r"predictions \(3,\) and targets \(2,\)"):
+        masked_mse(torch.randn(3), torch.randn(2))
+
+
 def test_masked_mse_is_the_mean_square() -> None:
     prediction, target = torch.randn(100), torch.randn(100)
     torch.testing.assert_close(masked_mse(prediction, target), (prediction - target).square().mean())

@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="triton exists on Linux only")
 from cellfoundry_bench.compiled import SHARED_KIB, compile_launch
 from cellfoundry_kernels.launch import Launch
 
-OPS = ["embedding", "pooling", "varlen"]
+OPS = ["embedding", "loss", "masking", "pooling", "varlen", "zero_table"]
 LAUNCHES = {
     launch.name: launch
     for op in OPS

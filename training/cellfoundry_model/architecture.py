@@ -68,8 +68,8 @@ class CellModel(nn.Module):
     ) -> Tensor:
         """Decoder output of every position after the decoder's and the model's LayerNorm, (C, P, W).
 
-        ``mask_*`` (X,) are the chosen positions and the values they show; one that is an encoder token keeps
-        the encoder's output.
+        ``mask_*`` (X,) are the chosen positions and the values they show: the mask token, zero, or a positive
+        value, which is an encoder token and keeps the encoder's output.
         """
         x_CPW = self._decoder_input(
             encoder_ND, position_N, cu_seqlens, mask_cell_index, mask_position, mask_value
@@ -119,10 +119,11 @@ class CellModel(nn.Module):
         cell_index_N = cell_of_token(cu_seqlens, position_N.numel())
         x_NW = self._enter_decoder(encoder_ND, position_N)
         if mask_cell_index is not None and mask_position is not None and mask_value is not None:
-            hidden_X = ~self._is_token(cell_index_N, position_N, cells)[mask_cell_index, mask_position]
+            # A chosen position with a positive value is an encoder token, one with zero is in the table already.
+            hidden_X = (mask_value == self.config.mask_token_id).nonzero()[:, 0]
             mask_position = mask_position[hidden_X]
-            mask_XW = self._enter_decoder(self.value_embedding(mask_value[hidden_X]), mask_position)
-            x_NW = torch.cat([x_NW, mask_XW])
+            mask_1D = self.value_embedding(mask_value.new_full((1,), self.config.mask_token_id))
+            x_NW = torch.cat([x_NW, self._enter_decoder(mask_1D, mask_position)])
             cell_index_N = torch.cat([cell_index_N, mask_cell_index[hidden_X]])
             position_N = torch.cat([position_N, mask_position])
         return scatter_into_zero_table(self._zero_table(), x_NW, cell_index_N, position_N, cells)
@@ -135,12 +136,6 @@ class CellModel(nn.Module):
         position_P = torch.arange(self.config.n_positions, device=self.position_embedding.weight.device)
         zero_1D = self.value_embedding(position_P.new_zeros(1, dtype=torch.float32))
         return self._enter_decoder(zero_1D, position_P)
-
-    def _is_token(self, cell_index_N: Tensor, position_N: Tensor, cells: int) -> Tensor:
-        """Which positions of which cells went through the encoder, bool (C, P)."""
-        is_token_CP = torch.zeros(cells, self.config.n_positions, dtype=torch.bool, device=position_N.device)
-        is_token_CP[cell_index_N, position_N] = True
-        return is_token_CP
 
 
 def cell_of_token(cu_seqlens: Tensor, tokens: int) -> Tensor:

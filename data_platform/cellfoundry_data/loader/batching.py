@@ -39,12 +39,12 @@ class Batches:
 class Batching(Protocol):
     """How the cells of an epoch become batches."""
 
-    def cut(self, rows: Int64, first_place: int, first_number: int, seed: np.uint64) -> Batches:
+    def cut(self, rows: Int64, first_cell: int, first_number: int, seed: np.uint64) -> Batches:
         """Batches of one window.
 
         Args:
             rows: the window's cells in random order, (places,).
-            first_place: places of the epoch before this window.
+            first_cell: cells of the epoch before this window.
             first_number: number of the first batch that begins in this window.
             seed: for the order of the batches.
         """
@@ -56,11 +56,11 @@ class FixedCells:
 
     cells: int
 
-    def cut(self, rows: Int64, first_place: int, first_number: int, seed: np.uint64) -> Batches:
+    def cut(self, rows: Int64, first_cell: int, first_number: int, seed: np.uint64) -> Batches:
         """See ``Batching``."""
-        end = first_place + len(rows)
+        end = first_cell + len(rows)
         open_number = end // self.cells if end % self.cells else None
-        return Batches(rows, np.arange(first_place, end) // self.cells, -(-end // self.cells), open_number)
+        return Batches(rows, np.arange(first_cell, end) // self.cells, -(-end // self.cells), open_number)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class TokenBudget:
     step_batches: int
     row_nnz: Callable[[Int64], npt.NDArray[np.integer]]
 
-    def cut(self, rows: Int64, first_place: int, first_number: int, seed: np.uint64) -> Batches:
+    def cut(self, rows: Int64, first_cell: int, first_number: int, seed: np.uint64) -> Batches:
         """See ``Batching``; DataError for a cell that exceeds the budget alone."""
         tokens = np.maximum(self.row_nnz(rows).astype(np.int64) + self.special_tokens, 1)
         self._check(rows, tokens)

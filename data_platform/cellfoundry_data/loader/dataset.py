@@ -6,6 +6,7 @@ import functools
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,9 @@ from cellfoundry_data.loader.steps import Cursor, Plan, assemble, one_ahead, pla
 from cellfoundry_data.loader.windows import BufferPool, decode, row_nnz
 from cellfoundry_data.store import Store, open_store
 from cellfoundry_data.store.format import INDEX, file_entries
+
+ORDER = 2
+"""Number of the rule by which seed and epoch give an order; a state of another rule is refused."""
 
 Weights = Mapping[str, Mapping[Any, float] | Literal["balanced", "proportional"]]
 
@@ -152,7 +156,7 @@ class ShardDataset:
         after the same number of steps.
         """
         batches, cursor = self._next
-        position = {"window": cursor.window, "first_batch": cursor.first_batch, "drawn": list(cursor.drawn)}
+        position = asdict(cursor) | {"drawn": list(cursor.drawn)}
         return {"epoch": self.epoch, "batches": batches, **position, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -167,7 +171,8 @@ class ShardDataset:
                     f"the loader cannot resume: {name} was {state.get(name)!r} when the state was saved and "
                     f"is {value!r} now; resume with the same data settings, or start a new run."
                 )
-        cursor = Cursor(state["window"], state["first_batch"], tuple(state["drawn"]))
+        position = {field.name: state[field.name] for field in fields(Cursor)}
+        cursor = Cursor(**position | {"drawn": tuple(state["drawn"])})
         self.epoch, self._resume_at = state["epoch"], (state["batches"], cursor)
         if not self._makes_a_step():
             self.epoch, self._resume_at = self.epoch + 1, (0, Cursor())
@@ -237,7 +242,6 @@ class ShardDataset:
         )
         if self.weights is None:
             return ShuffledChunks(
-                store.chunk_cells,
                 store.chunk_first_row,
                 selection,
                 window_chunks=self.window_chunks,
@@ -249,7 +253,7 @@ class ShardDataset:
             column,
             weights,
             selection,
-            window_cells=self.window_chunks * -(-store.n_cells // len(store.chunk_cells)),
+            window_cells=self.window_chunks * -(-store.n_cells // store.n_chunks),
             batch_cells=self.batch_cells,
             stratified=self.stratified,
             seed=self.seed,
@@ -265,6 +269,7 @@ class ShardDataset:
     def _identity(self) -> dict[str, Any]:
         """What the order depends on: a state fits no other dataset."""
         return {
+            "order": ORDER,
             "cells": self.store.n_cells,
             "vocabulary": self._manifest["vocabulary"]["hash"],
             "store_seed": self._manifest["seed"],

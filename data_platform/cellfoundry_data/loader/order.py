@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cellfoundry_data.loader.permutation import CELLS, CHUNKS, permutation, salt
+from cellfoundry_data.loader.permutation import CELLS, CHUNKS, permutation, permuted, salt
 from cellfoundry_data.loader.selection import Selection
 
 Int64 = npt.NDArray[np.int64]
@@ -25,13 +25,13 @@ class EpochOrder(Protocol):
     """One epoch's cells, window after window.
 
     Attributes:
-        places: int64, (windows + 1,); cells of the epoch before each window, then all of them.
+        windows: how many there are.
     """
 
-    places: Int64
+    windows: int
 
     def rows(self, window: int, drawn: Drawn) -> tuple[Int64, Drawn]:
-        """Store rows of a window in their order, (places of the window,), and what is drawn after it.
+        """Store rows of a window in their order, (cells of the window,), and what is drawn after it.
 
         Args:
             window: its number in the epoch.
@@ -53,11 +53,10 @@ class Order(Protocol):
 
 
 class ShuffledChunks:
-    """Every selected cell once an epoch.
+    """Every selected cell once an epoch; nothing of the size of the store is kept besides what is given.
 
     Args:
-        chunk_cells: uint32, (chunks,); cells of each chunk.
-        first_rows: int64, (chunks + 1,); first row of each chunk, then the number of rows.
+        first_rows: (chunks + 1,); first row of each chunk, then the number of rows.
         selection: the cells that take part; None for all.
         window_chunks: chunks of a window.
         seed: of the order.
@@ -65,8 +64,7 @@ class ShuffledChunks:
 
     def __init__(
         self,
-        chunk_cells: npt.NDArray[np.uint32],
-        first_rows: Int64,
+        first_rows: npt.NDArray[np.integer],
         selection: Selection | None,
         *,
         window_chunks: int,
@@ -74,8 +72,7 @@ class ShuffledChunks:
     ) -> None:
         self.first_rows, self.selection = first_rows, selection
         self.window_chunks, self.seed = window_chunks, seed
-        self.chunk_cells = chunk_cells if selection is None else selection.count(first_rows)
-        self.n_cells = int(self.chunk_cells.sum(dtype=np.int64))
+        self.n_cells = int(first_rows[-1]) if selection is None else len(selection)
 
     def epoch(self, number: int) -> ShuffledEpoch:
         """The order of the epoch ``number``."""
@@ -87,16 +84,16 @@ class ShuffledEpoch:
 
     def __init__(self, order: ShuffledChunks, number: int) -> None:
         self._order, self._number = order, number
-        chunks = permutation(len(order.chunk_cells), salt(order.seed, number, CHUNKS)).astype(np.uint32)
-        size = order.window_chunks
-        self._windows = [chunks[first : first + size] for first in range(0, len(chunks), size)]
-        cells = np.add.reduceat(order.chunk_cells[chunks], np.arange(0, len(chunks), size), dtype=np.int64)
-        self.places = np.concatenate([[0], np.cumsum(cells)])
+        self._chunks = len(order.first_rows) - 1
+        self.windows = -(-self._chunks // order.window_chunks)
 
     def rows(self, window: int, drawn: Drawn) -> tuple[Int64, Drawn]:
         """See ``EpochOrder``."""
-        order, chunks = self._order, self._windows[window].astype(np.int64)
-        rows = ranges(order.first_rows[chunks], order.first_rows[chunks + 1])
+        order, first = self._order, window * self._order.window_chunks
+        last = min(first + order.window_chunks, self._chunks)
+        chunks = permuted(first, last, self._chunks, salt(order.seed, self._number, CHUNKS))
+        starts, stops = (order.first_rows[each].astype(np.int64) for each in (chunks, chunks + 1))
+        rows = ranges(starts, stops)
         if order.selection is not None:
             rows = rows[order.selection.holds(rows)]
         return rows[permutation(len(rows), salt(order.seed, self._number, CELLS, window))], drawn

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -10,8 +13,10 @@ from cellfoundry_data.store.cell_keys import mix
 # What a salt is for; the numbers that follow it count epochs, windows, batches, categories and passes.
 CHUNKS, CELLS, DRAWS, QUOTAS, BLOCKS, STARTS, STEPS = range(7)
 
-HASHED_AT_ONCE = 1 << 20
-"""16 million chunks (a billion cells) are put in order in 0.25 GB; hashed at once they would take twice that."""
+FEISTEL_ROUNDS = 24
+"""With 12 some of the 720 orders of 6 numbers come more often than others; see test_loader_permutation.py."""
+
+_mix = numba.njit(mix)
 
 
 def salt(*numbers: int) -> np.uint64:
@@ -24,11 +29,46 @@ def salt(*numbers: int) -> np.uint64:
 
 def permutation(size: int, seed: np.uint64) -> npt.NDArray[np.int64]:
     """0 to ``size - 1`` sorted by a hash that is a bijection, so that no two are equal; int64, (size,)."""
-    hashed = np.empty(size, np.uint64)
-    for first in range(0, size, HASHED_AT_ONCE):
-        last = min(first + HASHED_AT_ONCE, size)
-        hashed[first:last] = mix(np.arange(first, last, dtype=np.uint64) ^ seed)
-    return np.argsort(hashed)
+    return np.argsort(mix(np.arange(size, dtype=np.uint64) ^ seed))
+
+
+def permuted(start: int, stop: int, size: int, seed: np.uint64) -> npt.NDArray[np.int64]:
+    """Elements ``start`` to ``stop - 1`` of a permutation of 0 to ``size - 1``, of which nothing else is computed;
+    int64.
+
+    A Feistel network permutes the numbers of as many bits as ``size - 1`` has; one that comes out beyond the
+    last is put through it again (Black and Rogaway 2002, "Ciphers with arbitrary finite domains", cycle walking), less
+    than once on average.
+    """
+    keys = mix(mix(np.arange(FEISTEL_ROUNDS, dtype=np.uint64)) ^ seed)
+    return _permuted(start, stop, np.uint64(size), np.uint64(max(size - 1, 1).bit_length()), keys)
+
+
+@numba.njit(cache=True)
+def _permuted(
+    start: int, stop: int, size: np.uint64, bits: np.uint64, keys: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.int64]:
+    """See ``permuted``; each key changes the upper or the lower bits by a hash of the others, in turn."""
+    numbers = np.empty(stop - start, np.int64)
+    low_bits = bits // np.uint64(2)
+    high_bits = bits - low_bits
+    low_mask, high_mask = (
+        (np.uint64(1) << low_bits) - np.uint64(1),
+        (np.uint64(1) << high_bits) - np.uint64(1),
+    )
+    for place in range(start, stop):
+        number = np.uint64(place)
+        while True:
+            low: Any = number & low_mask
+            high: Any = number >> low_bits
+            for key in range(0, len(keys), 2):
+                high ^= _mix(low ^ keys[key]) & high_mask
+                low ^= _mix(high ^ keys[key + 1]) & low_mask
+            number = high << low_bits | low
+            if number < size:
+                break
+        numbers[place - start] = number
+    return numbers
 
 
 def uniforms(start: int, stop: int, seed: np.uint64) -> npt.NDArray[np.float64]:

@@ -116,12 +116,13 @@ class DrawnEpoch:
 
     def __init__(self, order: WeightedDraws, number: int) -> None:
         self._order, self._number = order, number
-        self.places = np.append(np.arange(0, order.n_cells, order.window_cells), order.n_cells)
+        self.windows = -(-order.n_cells // order.window_cells)
         self._passes: dict[int, tuple[int, Int64]] = {}
 
     def rows(self, window: int, drawn: Drawn) -> tuple[Int64, Drawn]:
         """See ``EpochOrder``."""
-        first, last = (int(place) for place in self.places[window : window + 2])
+        first = window * self._order.window_cells
+        last = min(first + self._order.window_cells, self._order.n_cells)
         categories = self._categories(first, last)
         sizes = self._order.categories.sizes
         counts = np.bincount(categories, minlength=len(sizes))

@@ -32,6 +32,10 @@ class Selection:
     def __init__(self, cells: Bools) -> None:
         self._bits = np.packbits(cells)
 
+    def __len__(self) -> int:
+        """Cells in the set."""
+        return int(np.bitwise_count(self._bits).sum(dtype=np.int64))
+
     def holds(self, rows: Int64) -> Bools:
         """Which of ``rows`` are in the set."""
         return (self._bits[rows >> 3] >> (7 - (rows & 7)).astype(np.uint8)) & 1 == 1
@@ -39,17 +43,6 @@ class Selection:
     def cells(self, n_cells: int) -> Bools:
         """Bool, (n_cells,): whether each cell is in the set."""
         return np.unpackbits(self._bits, count=n_cells).view(np.bool_)
-
-    def count(self, first_rows: Int64) -> npt.NDArray[np.uint32]:
-        """Cells of the set in each range ``first_rows[i]`` to ``first_rows[i + 1] - 1``, uint32."""
-        counts = np.empty(len(first_rows) - 1, np.uint32)
-        for start in range(0, len(counts), CHUNKS_AT_ONCE):
-            bounds = first_rows[start : start + CHUNKS_AT_ONCE + 1]
-            first = bounds[0] >> 3 << 3
-            bits = np.unpackbits(self._bits[first >> 3 : (bounds[-1] + 7) >> 3])
-            before = np.concatenate([[0], np.cumsum(bits, dtype=np.int64)])
-            counts[start : start + CHUNKS_AT_ONCE] = np.diff(before[bounds - first])
-        return counts
 
 
 def select(
@@ -97,7 +90,7 @@ def select(
 def _validation(store: Store, share: float, split_by: str | None) -> Iterator[Bools]:
     """Which cells belong to the validation split, part by part in row order."""
     if split_by is None:
-        chunks = len(store.chunk_cells)
+        chunks = store.n_chunks
         for start in range(0, chunks, CHUNKS_AT_ONCE):
             keys = store.chunk_cell_keys(np.arange(start, min(start + CHUNKS_AT_ONCE, chunks)))
             yield in_validation(keys, share)

@@ -26,11 +26,13 @@ class Cursor:
 
     Attributes:
         window: its number in the epoch.
+        first_cell: cells of the epoch before it.
         first_batch: number of the first batch that begins in it.
         drawn: what was drawn before it, for orders that draw.
     """
 
     window: int = 0
+    first_cell: int = 0
     first_batch: int = 0
     drawn: Drawn = ()
 
@@ -55,11 +57,11 @@ class Plan:
 
 def plans(order: EpochOrder, batching: Batching, cursor: Cursor, epoch_salt: np.uint64) -> Iterator[Plan]:
     """The windows from ``cursor`` to the epoch's end; nothing is decoded."""
-    for window in range(cursor.window, len(order.places) - 1):
+    for window in range(cursor.window, order.windows):
         rows, drawn = order.rows(window, cursor.drawn)
         seed = salt(int(epoch_salt), window)
-        batches = batching.cut(rows, int(order.places[window]), cursor.first_batch, seed)
-        following = Cursor(window + 1, batches.next_number, drawn)
+        batches = batching.cut(rows, cursor.first_cell, cursor.first_batch, seed)
+        following = Cursor(window + 1, cursor.first_cell + len(rows), batches.next_number, drawn)
         yield Plan(batches, cursor, following)
         cursor = following
 

@@ -1,7 +1,7 @@
 """Decoding rows in any order into reused memory, and cutting what was decoded into batches that are views.
 
-Fresh memory for a window (100 MB) costs 1.5 us a cell in page faults. A
-buffer is used again once nobody refers to it, so a batch that is still held never changes.
+Fresh memory for a window (100 MB) costs 1.5 us a cell in page faults. A buffer is used again once nobody refers
+to it, so a batch that is still held never changes.
 """
 
 from __future__ import annotations
@@ -83,12 +83,13 @@ def decode(store: Store, rows: Int64, obs: Mapping[str, ObsColumn], pool: Buffer
     indptr = np.zeros(len(rows) + 1, np.int64)
     lengths = store.chunk_row_nnz(chunks)
     np.cumsum(lengths[places], out=indptr[1:])
-    destination = np.full(store.chunk_cells[chunks].sum(), -1, np.int64)
+    cells = store.chunk_cells(chunks)
+    destination = np.full(cells.sum(), -1, np.int64)
     destination[places] = indptr[:-1]
 
     gene_buffer, count_buffer = pool.take(indptr[-1])
     gene_ids, counts = gene_buffer[: indptr[-1]], count_buffer[: indptr[-1]]
-    before = np.concatenate([[0], np.cumsum(store.chunk_cells[chunks], dtype=np.int64)])
+    before = np.concatenate([[0], np.cumsum(cells)])
     for first in range(0, len(chunks), CHUNKS_AT_ONCE):
         part = chunks[first : first + CHUNKS_AT_ONCE]
         rows_of_part = slice(before[first], before[first + len(part)])
@@ -104,9 +105,9 @@ def decode(store: Store, rows: Int64, obs: Mapping[str, ObsColumn], pool: Buffer
 
 def _locate(store: Store, rows: Int64) -> tuple[Int64, Int64]:
     """The chunks that hold ``rows``, ascending, and where each row is among all rows of these chunks."""
-    chunk_of = np.searchsorted(store.chunk_first_row, rows, side="right") - 1
+    chunk_of = store.chunks_of(rows)
     chunks, which = np.unique(chunk_of, return_inverse=True)
-    cells = store.chunk_cells[chunks].astype(np.int64)
+    cells = store.chunk_cells(chunks)
     return chunks, rows - store.chunk_first_row[chunk_of] + (np.cumsum(cells) - cells)[which]
 
 

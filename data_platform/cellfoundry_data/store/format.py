@@ -90,7 +90,7 @@ class FileEntry:
         """Describe every file below ``folder``, in the order of their paths."""
         return [cls.of(store, path) for path in sorted(folder.rglob("*")) if path.is_file()]
 
-    def check_content(self, content: bytes, store: object, owner: str) -> None:
+    def check_content(self, content: bytes | memoryview, store: object, owner: str) -> None:
         """Raise DataError, naming ``owner``, where ``content`` is not what was written."""
         self.check_size(len(content), store, owner)
         self.check_sha256(hashlib.sha256(content).hexdigest(), store, owner)

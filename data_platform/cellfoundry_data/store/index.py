@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,13 @@ from cellfoundry_data.store.format import (
     obs_file,
 )
 
+SHARDS_AT_ONCE = 4096
+"""Rows of the index that are parsed at a time: 20 MB of a store of 16,384 cells a shard."""
+
+_WIDTHS = ("chunk_nnz", "gene_delta_escapes", "count_escapes")
+_PER_SHARD = ("cells", "nnz", "chunks", "n_files", *_WIDTHS)
+_SHA256_HEX = 64
+
 
 @dataclass(frozen=True)
 class ShardEntry:
@@ -31,7 +38,8 @@ class ShardEntry:
         name: the shard's folder below ``shards/``.
         chunks: how many it has.
         chunk_nnz, gene_delta_escapes, count_escapes: widths of the arrays.
-        chunk_cells, chunk_nnz_used: uint32, (chunks,); cells and entries of each chunk.
+        chunk_cells: int32 or int64, (chunks,); cells of each chunk.
+        chunk_nnz_used: uint32, (chunks,); entries of each chunk.
         files: its arrays and its obs.
     """
 
@@ -40,7 +48,7 @@ class ShardEntry:
     chunk_nnz: int
     gene_delta_escapes: int
     count_escapes: int
-    chunk_cells: npt.NDArray[np.uint32]
+    chunk_cells: npt.NDArray[np.signedinteger]
     chunk_nnz_used: npt.NDArray[np.uint32]
     files: tuple[FileEntry, ...]
 
@@ -58,108 +66,166 @@ class ShardEntry:
 
 
 class Index:
-    """All shards of a store in order; 8 bytes a chunk and about 2 KB a shard are in memory.
+    """All shards of a store in order; 8 bytes a chunk (12 from 2^31 cells on) and 0.7 KB a shard are in memory.
 
     Attributes:
         names: the shards' names.
         first_rows, first_chunks: int64, (shards + 1,); rows and chunks before each shard, then the totals.
-        chunk_cells: uint32, (chunks,); cells of each chunk.
+        chunk_first_row: int32 or, from 2^31 cells on, int64, (chunks + 1,); first row of each chunk, then the
+            number of cells.
         chunk_nnz: uint32, (chunks,); entries of each chunk.
 
     Raises:
         DataError: numbers that contradict each other or exceed what a chunk may have.
     """
 
-    def __init__(self, parts: list[bytes], manifest: dict[str, Any], store: object) -> None:
+    def __init__(self, parts: list[npt.NDArray[np.uint8]], manifest: dict[str, Any], store: object) -> None:
         self._store = store
-        try:
-            tables = [
-                pq.read_table(pa.BufferReader(part), schema=INDEX_SCHEMA, use_threads=False) for part in parts
-            ]
-            table = pa.concat_tables([INDEX_SCHEMA.empty_table(), *tables]).combine_chunks()
-        except (pa.ArrowException, OSError) as error:
-            raise self._damaged("it is no table of shards") from error
-        self.names: list[str] = table["name"].to_pylist()
-        self.chunk_cells = _flat(table["chunk_cells"])
-        self.chunk_nnz = _flat(table["chunk_nnz_used"])
-        if any(column.null_count for column in table.columns):
-            raise self._damaged("numbers are missing")
-        self.first_rows = _before(table["cells"].to_numpy())
-        self.first_chunks = _before(table["chunks"].to_numpy())
-        self._widths = {
-            name: table[name].to_numpy() for name in ("chunk_nnz", "gene_delta_escapes", "count_escapes")
-        }
-        self._files = table["files"].combine_chunks().flatten()
-        self._first_files = _before(pc.list_value_length(table["files"]).to_numpy())
-        self._check(table, manifest)
-        pa.default_memory_pool().release_unused()  # 50 MB of a store of 50 M cells
+        self.names: list[str] = []
+        self._layouts: list[tuple[str, ...]] = []
+        self._known_layouts: dict[tuple[str, ...], tuple[str, ...]] = {}
+        small = manifest["cells"] < 2**31  # compared with the index below
+        self.chunk_first_row: npt.NDArray[np.signedinteger] = np.zeros(1, np.int32 if small else np.int64)
+        self.chunk_nnz = np.empty(0, np.uint32)
+        self._sizes, self._sha256 = np.empty(0, np.int64), np.empty((0, _SHA256_HEX // 2), np.uint8)
+        shards: dict[str, npt.NDArray[np.int64]] = {name: np.empty(0, np.int64) for name in _PER_SHARD}
+        for table in self._tables(parts):
+            found = self._checked(table)
+            first_rows = self.chunk_first_row[-1] + np.cumsum(found["chunk_cells"], dtype=np.int64)
+            _extend(self.chunk_first_row, first_rows)
+            _extend(self.chunk_nnz, found["chunk_nnz_used"])
+            _extend(self._sizes, found["size"])
+            _extend(self._sha256, found["sha256"])
+            for name, values in shards.items():
+                _extend(values, found[name])
+            pa.default_memory_pool().release_unused()
+        self._widths = {name: shards[name] for name in _WIDTHS}
+        self.first_rows, self.first_chunks = _before(shards["cells"]), _before(shards["chunks"])
+        self._first_files = _before(shards["n_files"])
+        self._check_totals(shards["nnz"], manifest)
+
+    @property
+    def n_files(self) -> int:
+        """Files of all shards."""
+        return len(self._sizes)
 
     def entry(self, shard: int) -> ShardEntry:
         """The shard number ``shard``."""
         chunks = slice(*self.first_chunks[shard : shard + 2].tolist())
-        first, last = self._first_files[shard : shard + 2].tolist()
-        columns = (self._files.field(name).slice(first, last - first) for name in ("path", "size", "sha256"))
+        files = slice(*self._first_files[shard : shard + 2].tolist())
+        sizes, digests = self._sizes[files].tolist(), self._sha256[files]
         return ShardEntry(
             name=self.names[shard],
             chunks=chunks.stop - chunks.start,
             chunk_nnz=int(self._widths["chunk_nnz"][shard]),
             gene_delta_escapes=int(self._widths["gene_delta_escapes"][shard]),
             count_escapes=int(self._widths["count_escapes"][shard]),
-            chunk_cells=self.chunk_cells[chunks],
+            chunk_cells=np.diff(self.chunk_first_row[chunks.start : chunks.stop + 1]),
             chunk_nnz_used=self.chunk_nnz[chunks],
-            files=tuple(map(FileEntry, *(column.to_pylist() for column in columns))),
+            files=tuple(
+                FileEntry(self._path(shard, ending), size, digest.tobytes().hex())
+                for ending, size, digest in zip(self._layouts[shard], sizes, digests, strict=True)
+            ),
         )
 
-    def _check(self, table: pa.Table, manifest: dict[str, Any]) -> None:
-        """Everything that a reader multiplies, allocates by or opens."""
-        if not all(is_shard_name(name) for name in self.names) or len(set(self.names)) < len(self.names):
-            raise self._damaged("the shards' names are no distinct plain names")
-        totals = {
-            "cells": self.first_rows[-1],
-            "nnz": pc.sum(table["nnz"]).as_py() or 0,
-            "shards": len(table),
+    def _path(self, shard: int, ending: str) -> str:
+        name = self.names[shard]
+        return f"{SHARDS}/{name}/{ending}" if ending else obs_file(name)
+
+    def _tables(self, parts: list[npt.NDArray[np.uint8]]) -> Iterator[pa.Table]:
+        """The rows of all parts, some at a time."""
+        try:
+            for part in parts:
+                file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(part)))
+                for batch in file.iter_batches(SHARDS_AT_ONCE, use_threads=False):
+                    yield pa.Table.from_batches([batch]).cast(INDEX_SCHEMA).combine_chunks()
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged("it is no table of shards") from error
+
+    def _checked(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
+        """Some rows as arrays, everything that a reader multiplies, allocates by or opens checked."""
+        if any(column.null_count for column in table.columns):
+            raise self._damaged("numbers are missing")
+        shard = {name: table[name].to_numpy() for name in ("cells", "nnz", "chunks", *_WIDTHS)}
+        for name in ("chunk_cells", "chunk_nnz_used"):
+            if not np.array_equal(pc.list_value_length(table[name]).to_numpy(), shard["chunks"]):
+                raise self._damaged(f"{name} has another number of chunks")
+        chunk = {name: self._flat(table, name).to_numpy() for name in ("chunk_cells", "chunk_nnz_used")}
+        shard_of = np.repeat(np.arange(len(table)), shard["chunks"])
+        for name, whole in (("chunk_cells", "cells"), ("chunk_nnz_used", "nnz")):
+            sums = np.bincount(shard_of, chunk[name], len(table)).astype(np.int64)
+            if not np.array_equal(sums, shard[whole]):
+                raise self._damaged(f"{name} does not add up to {whole}")
+        widths = shard["chunk_nnz"]
+        bounded = (widths >= 1).all() and (widths <= MAX_CHUNK).all()
+        for name in ("gene_delta_escapes", "count_escapes"):
+            bounded &= (shard[name] >= 1).all() and (shard[name] <= widths).all()
+        bounded &= bool(((chunk["chunk_cells"] >= 1) & (chunk["chunk_cells"] <= MAX_CHUNK)).all())
+        if not bounded or (chunk["chunk_nnz_used"] > widths[shard_of]).any():
+            raise self._damaged("a chunk has more than a chunk may have")
+        return shard | chunk | self._checked_files(table)
+
+    def _checked_files(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
+        """Number, sizes and digests of the shards' files; names and paths are kept here.
+
+        A shard's files lie in the shard's own places, so that no other file is ever opened. Nearly all shards have
+        the same files, so what comes behind ``shards/NAME/`` (nothing, for the obs) is kept once.
+        """
+        files = self._flat(table, "files")
+        path, size, sha256 = (files.field(name) for name in ("path", "size", "sha256"))
+        if path.null_count or size.null_count or sha256.null_count:
+            raise self._damaged("numbers are missing")
+        names, paths = table["name"].to_pylist(), path.to_pylist()
+        n_files = pc.list_value_length(table["files"]).to_numpy()
+        first = 0
+        for name, count in zip(names, n_files.tolist(), strict=True):
+            if not is_shard_name(name):
+                raise self._damaged("the shards' names are no distinct plain names")
+            layout = tuple(self._ending(name, each) for each in paths[first : first + count])
+            self._layouts.append(self._known_layouts.setdefault(layout, layout))
+            first += count
+        self.names += names
+        if not pc.all(pc.match_substring_regex(sha256, f"^[0-9a-f]{{{_SHA256_HEX}}}$")).as_py():
+            raise self._damaged("the checksum of a file is none")
+        digests = np.frombuffer(bytes.fromhex("".join(sha256.to_pylist())), np.uint8)
+        return {
+            "n_files": n_files.astype(np.int64),
+            "size": size.to_numpy(),
+            "sha256": digests.reshape(-1, _SHA256_HEX // 2),
         }
+
+    def _ending(self, name: str, path: str) -> str:
+        folder = f"{SHARDS}/{name}/"
+        if path == obs_file(name):
+            return ""
+        if not path.startswith(folder) or path == folder or ".." in path.split("/"):
+            raise self._damaged(f"{path!r} is no file of shard {name}")
+        return path.removeprefix(folder)
+
+    def _check_totals(self, nnz: npt.NDArray[np.int64], manifest: dict[str, Any]) -> None:
+        if len(set(self.names)) < len(self.names):
+            raise self._damaged("the shards' names are no distinct plain names")
+        totals = {"cells": int(self.first_rows[-1]), "nnz": sum(nnz.tolist()), "shards": len(self.names)}
         for name, total in totals.items():
             if manifest.get(name) != total:
                 raise self._damaged(f"it has {total:,} {name} and the manifest {manifest.get(name)}")
-        for column in ("chunk_cells", "chunk_nnz_used"):
-            if not np.array_equal(pc.list_value_length(table[column]).to_numpy(), table["chunks"].to_numpy()):
-                raise self._damaged(f"{column} has another number of chunks")
-        shards = np.repeat(np.arange(len(table)), table["chunks"].to_numpy())
-        for values, column, whole in (
-            (self.chunk_cells, "chunk_cells", "cells"),
-            (self.chunk_nnz, "chunk_nnz_used", "nnz"),
-        ):
-            sums = np.bincount(shards, values, len(table)).astype(np.int64)
-            if not np.array_equal(sums, table[whole].to_numpy()):
-                raise self._damaged(f"{column} does not add up to {whole}")
-        widths = self._widths["chunk_nnz"]
-        bounded = (widths >= 1).all() and (widths <= MAX_CHUNK).all()
-        for column in ("gene_delta_escapes", "count_escapes"):
-            escapes = self._widths[column]
-            bounded &= (escapes >= 1).all() and (escapes <= widths).all()
-        bounded &= bool(((self.chunk_cells >= 1) & (self.chunk_cells <= MAX_CHUNK)).all())
-        if not bounded or (self.chunk_nnz > widths[shards]).any():
-            raise self._damaged("a chunk has more than a chunk may have")
-        self._check_paths()
 
-    def _check_paths(self) -> None:
-        """A shard's files lie in the shard's own places, so that no other file is ever opened."""
-        if any(self._files.field(name).null_count for name in ("path", "size", "sha256")):
+    def _flat(self, table: pa.Table, name: str) -> pa.Array:
+        """All elements of a column of lists."""
+        values = table[name].combine_chunks().flatten()
+        if values.null_count:
             raise self._damaged("numbers are missing")
-        paths = iter(self._files.field("path").to_pylist())
-        for name, count in zip(self.names, np.diff(self._first_files).tolist(), strict=True):
-            folder, obs = f"{SHARDS}/{name}/", obs_file(name)
-            for path in islice(paths, count):
-                if path != obs and (not path.startswith(folder) or ".." in path.split("/")):
-                    raise self._damaged(f"{path!r} is no file of shard {name}")
+        return values
 
     def _damaged(self, what: str) -> Exception:
         return damaged(self._store, "the index", what)
 
 
-def _flat(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+def _extend(array: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
+    """Put ``values`` behind ``array``, in place: joined at the end, all parts would be in memory twice."""
+    first = len(array)
+    array.resize((first + len(values), *array.shape[1:]), refcheck=False)
+    array[first:] = values
 
 
 def _before(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -156,7 +156,9 @@ class Shard:
         bounds[:-1], bounds[-1] = pairs[:, 0], where.start
         if bounds[0] != 0 or (pairs[:, 1] < 1).any() or (np.diff(bounds) != pairs[:, 1]).any():
             raise self._damaged(f"the shard index of {name} does not cover its file")
-        return array("q", bounds.tobytes())
+        return (
+            array("I", bounds.astype(np.uint32).tobytes()) if size < 2**32 else array("q", bounds.tobytes())
+        )
 
     def _damaged(self, what: str) -> Exception:
         return damaged(self._store, self._owner, what)

@@ -40,6 +40,7 @@ from cellfoundry_data.store.format import (
     obs_file,
     qc_file,
 )
+from cellfoundry_data.store.index import SHARDS_AT_ONCE
 from cellfoundry_data.vocabulary import Vocabulary
 
 MAX_COUNT = 2**32 - 1
@@ -132,7 +133,8 @@ def write_index(folder: Path, generation: int, shards: list[dict[str, Any]]) -> 
     """Write the rows that ``write_shard`` returned as the index of one ingest (0) or append (1, 2, ...)."""
     path = folder / INDEX / f"{generation:06d}.parquet"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(pa.Table.from_pylist(shards, schema=INDEX_SCHEMA), temporary, compression="zstd")
+    table = pa.Table.from_pylist(shards, schema=INDEX_SCHEMA)
+    pq.write_table(table, temporary, compression="zstd", row_group_size=SHARDS_AT_ONCE)
     temporary.replace(path)
 
 

@@ -1,0 +1,229 @@
+"""Attention over ragged cells: ours against FlashAttention-2, FlexAttention with a document mask, and padded SDPA.
+
+Shape legend: N tokens over all cells, C cells, L longest cell, H heads, K head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import cellfoundry_kernels as kernels
+from cellfoundry_bench.kernels.timing import ROUNDS, Work, compare_on, median_device_seconds, rotated
+from cellfoundry_bench.measure import Comparison
+from cellfoundry_bench.ragged import offsets, real_lengths
+from cellfoundry_bench.results import Curve, Row
+
+HEADS, HEAD_DIM = 12, 64
+BARS = {"forward": 1.15, "backward": 1.1}
+"""Against the better of FlashAttention-2 and FlexAttention, H200, bf16."""
+PADDED_BAR = 1.5
+NO_GPU = "this machine has no NVIDIA GPU"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to compute attention.
+
+    Attributes:
+        call: the forward pass.
+        leaves: queries, keys and values as this way takes them.
+    """
+
+    call: Callable[[], Tensor]
+    leaves: tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Cells of given token counts as packed queries, keys and values.
+
+    Attributes:
+        q_NHK, k_NHK, v_NHK: random, in half precision on CUDA and float32 on a CPU.
+        cu_seqlens: int32, (C + 1,).
+        longest: tokens of the longest cell.
+    """
+
+    q_NHK: Tensor
+    k_NHK: Tensor
+    v_NHK: Tensor
+    cu_seqlens: Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: npt.NDArray[np.int64], device: str, heads: int = HEADS, seed: int = 0) -> Ragged:
+        """Random inputs; the same seed gives the same."""
+        generator = torch.Generator().manual_seed(seed)
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        shape = (int(lengths.sum()), heads, HEAD_DIM)
+        q_NHK, k_NHK, v_NHK = (torch.randn(shape, generator=generator).to(device, dtype) for _ in "qkv")
+        return cls(q_NHK, k_NHK, v_NHK, offsets(lengths, device), int(lengths.max()))
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys, values."""
+        return self.q_NHK, self.k_NHK, self.v_NHK
+
+
+def ours(cells: Ragged) -> Side:
+    """Our op."""
+    q_NHK, k_NHK, v_NHK = cells.tensors
+    bounds, longest = cells.cu_seqlens, cells.longest
+    return Side(lambda: kernels.varlen_attention(q_NHK, k_NHK, v_NHK, bounds, longest), cells.tensors)
+
+
+def flash(cells: Ragged) -> Side:
+    """FlashAttention-2 as torch ships it for packed sequences."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q_NHK, k_NHK, v_NHK = cells.tensors
+    bounds, longest = cells.cu_seqlens, cells.longest
+
+    def call() -> Tensor:
+        out = varlen_attn(q_NHK, k_NHK, v_NHK, bounds, bounds, longest, longest)
+        assert isinstance(out, Tensor)
+        return out
+
+    return Side(call, cells.tensors)
+
+
+def flex(cells: Ragged) -> Side:
+    """FlexAttention, compiled, with the mask of cells ("documents"); making the mask is not timed."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    tokens, device = len(cells.q_NHK), cells.q_NHK.device
+    cells_C = torch.arange(len(cells.cu_seqlens) - 1, device=device)
+    cell_N = torch.repeat_interleave(cells_C, cells.cu_seqlens.diff().long())
+
+    def same_cell(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return cell_N[query] == cell_N[key]
+
+    mask = create_block_mask(same_cell, None, None, tokens, tokens, device=device, _compile=True)
+    compiled = torch.compile(flex_attention, dynamic=False)
+    q_1HNK, k_1HNK, v_1HNK = (x_NHK.transpose(0, 1)[None] for x_NHK in cells.tensors)
+    return Side(lambda: compiled(q_1HNK, k_1HNK, v_1HNK, block_mask=mask), (q_1HNK, k_1HNK, v_1HNK))
+
+
+def padded(cells: Ragged) -> Side:
+    """SDPA on cells padded to the longest, by cuDNN on CUDA; padding is not timed."""
+    q, k, v = (_pad(x, cells.cu_seqlens, cells.longest) for x in cells.tensors)
+    mask_C11L = _token_mask(cells.cu_seqlens, cells.longest)[:, None, None, :]
+    backends = [SDPBackend.CUDNN_ATTENTION] if q.is_cuda else list(SDPBackend.__members__.values())
+    mask = mask_C11L.expand(-1, 1, cells.longest, -1) if q.is_cuda else mask_C11L
+
+    def call() -> Tensor:
+        with sdpa_kernel(backends):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    return Side(call, (q, k, v))
+
+
+PEERS = {"FlashAttention-2 (torch varlen_attn)": flash, "FlexAttention, document mask": flex}
+PADDED = {"cuda": "cuDNN SDPA, padded", "cpu": "SDPA, padded"}
+
+
+def forward_flops(lengths: npt.NDArray[np.int64], heads: int = HEADS) -> float:
+    """4 H K sum(n^2)."""
+    return 4.0 * heads * HEAD_DIM * float((lengths.astype(np.float64) ** 2).sum())
+
+
+def attention_rows(
+    lengths: npt.NDArray[np.int64], what: str, device: str, *, heads: int = HEADS, rounds: int = ROUNDS
+) -> list[Row]:
+    """Forward and backward on one batch, against each packed peer (CUDA only) and the padded one."""
+    flops = forward_flops(lengths, heads)
+    note = f"{len(lengths)} cells, {lengths.min()} to {lengths.max()} tokens, {heads} heads of {HEAD_DIM}"
+    peers: dict[str, tuple[Callable[[Ragged], Side], dict[str, float]]] = {}
+    if device == "cuda":
+        peers = {name: (peer, BARS) for name, peer in PEERS.items()}
+    peers[PADDED[device]] = padded, {"forward": PADDED_BAR} if device == "cuda" else {}
+    rows = []
+    for name, (peer, bars) in peers.items():
+        for part, amount in (("forward", flops), ("backward", 2.5 * flops)):
+            timed = _compare(part, peer, lengths, device, heads, rounds)
+            title = f"varlen_attention {part}, {what}"
+            rows.append(
+                timed.rate_row(title, amount / 1e12, "useful TFLOP/s", name, bar=bars.get(part), note=note)
+            )
+    if device != "cuda":
+        rows += [
+            Row(f"varlen_attention {part}, {what}", None, "useful TFLOP/s", name, bar=bar, note=NO_GPU)
+            for name in PEERS
+            for part, bar in BARS.items()
+        ]
+    return rows
+
+
+def _compare(
+    part: str,
+    peer: Callable[[Ragged], Side],
+    lengths: npt.NDArray[np.int64],
+    device: str,
+    heads: int,
+    rounds: int,
+) -> Comparison:
+    n_bytes = 4 * int(lengths.sum()) * heads * HEAD_DIM * (2 if device == "cuda" else 4)
+
+    def work(make_side: Callable[[Ragged], Side]) -> Work:
+        def make(seed: int) -> Work:
+            side = make_side(Ragged.of(lengths, device, heads, seed))
+            return side.call if part == "forward" else backward_of(side)
+
+        return rotated(make, device, n_bytes)
+
+    return compare_on(device, work(ours), work(peer), rounds)
+
+
+def backward_of(side: Side) -> Work:
+    """The backward pass alone: the graph of one forward pass is kept."""
+    for leaf in side.leaves:
+        leaf.requires_grad_()
+    out = side.call()
+    grad = torch.randn_like(out)
+    return lambda: torch.autograd.grad(out, side.leaves, grad, retain_graph=True)
+
+
+def attention_batches(device: str) -> list[tuple[str, npt.NDArray[np.int64]]]:
+    """What is measured: cells of real lengths, and equal ones of 2k, 8k and 19k tokens."""
+    if device == "cpu":
+        return [("real lengths", real_lengths(8) + 2)]
+    fixed = [(f"{length:,} tokens a cell", np.full(cells, length)) for length, cells in FIXED]
+    return [("real lengths", real_lengths(64) + 2), *fixed]
+
+
+FIXED = ((2048, 32), (8192, 8), (19_266, 3))
+
+
+def attention_curve(device: str, rounds: int = 3) -> Curve:
+    """TFLOP/s forward over the length of a cell, about 32k tokens a batch (8k on a CPU)."""
+    sides = {"ours": ours} | (PEERS if device == "cuda" else {})
+    longest = (8192, 19_266) if device == "cuda" else ()
+    total = 32_768 if device == "cuda" else 8192
+    heads = HEADS if device == "cuda" else 4
+    lines: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for length in (256, 512, 1024, 2048, 4096, *longest):
+        lengths = np.full(max(total // length, 1), length)
+        for name, side in sides.items():
+            spent = median_device_seconds(side(Ragged.of(lengths, device, heads)).call, device, rounds)
+            lines[name].append((float(length), forward_flops(lengths, heads) / spent / 1e12))
+    title = f"varlen_attention forward, head dim {HEAD_DIM}, {device}"
+    return Curve(title, "tokens a cell", "TFLOP/s", lines)
+
+
+def _token_mask(cu_seqlens: Tensor, longest: int) -> Tensor:
+    """True where a padded batch holds a token, (C, L)."""
+    return torch.arange(longest, device=cu_seqlens.device) < cu_seqlens.diff().long()[:, None]
+
+
+def _pad(packed_NHK: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
+    """The same tokens as (C, H, L, K), zeros behind each cell's last."""
+    out_CLHK = packed_NHK.new_zeros(len(cu_seqlens) - 1, longest, *packed_NHK.shape[1:])
+    out_CLHK[_token_mask(cu_seqlens, longest)] = packed_NHK
+    return out_CLHK.transpose(1, 2).contiguous()
