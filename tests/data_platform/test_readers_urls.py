@@ -197,6 +197,12 @@ def test_file_url(folder: Path) -> None:
     np.testing.assert_array_equal(matrix_of(f"file://{folder}/a.h5ad"), DENSE)
 
 
+@pytest.mark.parametrize("name", ["a #1 100%25?.h5ad", "a%20%231%20100%2525%3F.h5ad"])
+def test_file_url_of_a_name_with_marks(name: str, folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "a.h5ad", tmp_path / "a #1 100%25?.h5ad")
+    np.testing.assert_array_equal(matrix_of(f"file://{tmp_path}/{name}"), DENSE)
+
+
 @pytest.mark.parametrize("url", ["memory://none/a.h5ad", "memory://none/a.csv", "memory://none/folder"])
 def test_missing_url(url: str) -> None:
     with pytest.raises(DataError, match=r": no such file or folder\.$"):
