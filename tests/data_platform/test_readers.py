@@ -644,6 +644,10 @@ def test_h5ad_without_its_parts(tmp_path: Path) -> None:
         file["X"] = np.ones((2, GENES))
     assert f"'X' has shape (2, {GENES}), but obs has {CELLS} rows" in message(path)
     with h5py.File(path, "a") as file:
+        del file["X"]
+        file.create_group("X")
+    assert "/X is neither an array nor a sparse matrix" in message(path)
+    with h5py.File(path, "a") as file:
         del file["var"]
     assert "has no 'var'" in message(path)
 

@@ -68,9 +68,7 @@ def _sources(path: str, is_dir: bool, skipped: list[str], depth: int = 0) -> lis
         skipped.append(path)
         return []
     return [
-        found
-        for child, child_is_dir in inside
-        for found in _sources(child, child_is_dir, skipped, depth + 1)
+        found for child, child_is_dir in inside for found in _sources(child, child_is_dir, skipped, depth + 1)
     ]
 
 
