@@ -117,7 +117,7 @@ def info(store: str = typer.Argument(..., help="Folder or URL of a store.")) -> 
 
 
 @app.command()
-def verify(store: Path = typer.Argument(..., help="Folder of a store.")) -> None:
+def verify(store: str = typer.Argument(..., help="Folder or URL of a store.")) -> None:
     """Check every checksum; name each damaged shard and exit 2 if there is one."""
     from cellfoundry_data.store import verify as run_verify
 
@@ -132,20 +132,23 @@ def verify(store: Path = typer.Argument(..., help="Folder of a store.")) -> None
 
 @app.command()
 def report(
-    store: Path = typer.Argument(..., help="Folder of a store."),
-    out: Path | None = typer.Option(None, help="Page to write. Default: STORE/report.html."),
+    store: str = typer.Argument(..., help="Folder or URL of a store."),
+    out: Path | None = typer.Option(None, help="Page to write. Default: STORE/report.html of a folder."),
 ) -> None:
     """Write the store's report: its sources, what was matched and removed, knee and violin plots."""
     from cellfoundry.report import data_report
+    from cellfoundry_data.urls import is_url
 
-    page = out or store / REPORT
+    if out is None and is_url(store):
+        raise typer.BadParameter("name the page to write: the store lies behind a URL", param_hint="--out")
+    page = out or Path(store) / REPORT
     data_report.write(store, page)
     typer.echo(str(page))
 
 
 @app.command("export")
 def export_store(
-    store: Path = typer.Argument(..., help="Folder of a store."),
+    store: str = typer.Argument(..., help="Folder or URL of a store."),
     out: Path = typer.Argument(
         ..., help="File to write: .h5ad, .zarr (AnnData) or .parquet (cell, gene, count)."
     ),

@@ -181,8 +181,8 @@ class SourceCells:
         if error.problem == "fraction":
             return DataError(
                 f"{self._source.name}: the values look already normalised (row {row}, gene {gene} = {value}); give "
-                "raw counts (--layer names another matrix of the file), or embed log-normalised values with "
-                "--pre-normalized T."
+                "raw counts (--layer names another matrix of the file), or take the values as they are: "
+                "`embed --pre-normalized T` where they are log-normalised, `data ingest --values float32`."
             )
         limit = {
             "negative": "counts cannot be negative",

@@ -132,6 +132,16 @@ def test_obs_that_pandas_or_anndata_would_trip_over(tmp_path: Path, make_store: 
     assert table["cell_"].dropna().tolist() == ["x", "y"]
 
 
+def test_a_nul_character_is_refused_where_hdf5_cannot_hold_it(tmp_path: Path, make_store: MakeStore) -> None:
+    obs = {"batch": pa.array(["a\0b", "c", "d"])}
+    store = make_store(tmp_path / "store", random_cells(3, seed=1), shards=1, more_obs=obs)
+    with pytest.raises(DataError, match="holds a NUL character"):
+        export(store, tmp_path / "cells.h5ad")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "store"]
+    for name in ("cells.zarr", "cells.parquet"):
+        export(store, tmp_path / name)
+
+
 def test_a_folder_of_something_else_is_never_replaced(store: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.zarr").mkdir()
     (tmp_path / "thesis.zarr" / "chapter.txt").write_text("text")

@@ -298,6 +298,10 @@ def test_names_of_sources_differ_and_hold_no_secret(tmp_path: Path, monkeypatch:
     assert plan.source_names([f"{url}?signature=secret"], {"a.h5ad"}) == ["https://host/x/a.h5ad"]
     with pytest.raises(DataError, match="but for its query"):
         plan.source_names([f"{url}?1", f"{url}?2"], set())
+    lots = [f"s3://bucket/lot #{lot}?/a.h5ad" for lot in (1, 2)]
+    assert plan.source_names(lots, set()) == lots
+    secret = "simplecache::https://user:word@host/x/a.h5ad?signature=secret#part"
+    assert plan.public_path(secret) == "simplecache::https://host/x/a.h5ad"
 
 
 def test_a_cells_identity_comes_back_from_its_key() -> None:

@@ -386,9 +386,9 @@ def test_prefixed_folder_and_quoted_cell_names(tmp_path: Path) -> None:
     for file in list(folder.iterdir()):
         file.rename(folder / f"GSM1_{file.name}")
     assert whole(open_source(folder)).nnz == counts().nnz
-    source = open_source(write_text(tmp_path, "q.csv", 'x,A,B\n"cell, one",1,2\n'))
-    assert source.obs_names.tolist() == ["cell, one"]
-    assert whole(source).toarray().tolist() == [[1, 2]]
+    source = open_source(write_text(tmp_path, "q.csv", 'x,A,B\n"cell, ""one""",1,2\n"",3,4\n"a""","5",6\n'))
+    assert source.obs_names.tolist() == ['cell, "one"', "", 'a"']
+    assert whole(source).toarray().tolist() == [[1, 2], [3, 4], [5, 6]]
 
 
 def test_dense_and_text_are_parsed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -549,6 +549,8 @@ def message_of_two_features(folder: Path) -> str:
         (",A,B\nc0,1,2\nc1,1\n", "row 1 (c1) has 1 values where the first line names 2 genes"),
         (",A,B\nc0,1,2\nc1\n", "row 1 (c1) has 0 values"),
         (",A,B\nc0,1,2\nc1,3,x7\n", "row 1 (c1), gene B has the value 'x7', which is not a number"),
+        (",A,B\nc0,1,2,3\nc1,1,2,3\n", "row 0 (c0) has 3 values where the first line names 2 genes"),
+        ("Cell,A,B\nc0,1,2,3\n", "row 0 (c0) has 3 values"),
         (",A,B\nc0,1,\n", "row 0 (c0), gene B has the value '', which is not a number"),
         (",A,B\n", "is empty, 0 cells x 2 genes"),
         ("", "is empty"),
@@ -641,6 +643,10 @@ def test_h5ad_without_its_parts(tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         file["X"] = np.ones((2, GENES))
     assert f"'X' has shape (2, {GENES}), but obs has {CELLS} rows" in message(path)
+    with h5py.File(path, "a") as file:
+        del file["X"]
+        file.create_group("X")
+    assert "/X is neither an array nor a sparse matrix" in message(path)
     with h5py.File(path, "a") as file:
         del file["var"]
     assert "has no 'var'" in message(path)

@@ -31,6 +31,8 @@ from cellfoundry_data.ingest.plan import identity
 from cellfoundry_data.readers import expand_sources, open_source
 from cellfoundry_data.readers.base import reading
 
+from .conftest import MakeStore, random_cells
+
 CELLS, GENES = 40, 7
 DENSE = np.random.default_rng(0).poisson(0.7, (CELLS, GENES)).astype(np.float32)
 DENSE[:, 0] += 1  # every cell and gene has an entry, so that the long form holds all of them
@@ -195,6 +197,12 @@ def test_file_url(folder: Path) -> None:
     np.testing.assert_array_equal(matrix_of(f"file://{folder}/a.h5ad"), DENSE)
 
 
+@pytest.mark.parametrize("name", ["a #1 100%25?.h5ad", "a%20%231%20100%2525%3F.h5ad"])
+def test_file_url_of_a_name_with_marks(name: str, folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "a.h5ad", tmp_path / "a #1 100%25?.h5ad")
+    np.testing.assert_array_equal(matrix_of(f"file://{tmp_path}/{name}"), DENSE)
+
+
 @pytest.mark.parametrize("url", ["memory://none/a.h5ad", "memory://none/a.csv", "memory://none/folder"])
 def test_missing_url(url: str) -> None:
     with pytest.raises(DataError, match=r": no such file or folder\.$"):
@@ -258,6 +266,15 @@ def test_folder(tree: Path) -> None:
         str(tree / name) for name in [*(f"all/{name}" for name in NAMES), "parts", "z.h5ad"]
     )
     assert all(open_source(path).n_cells == CELLS for path in found)
+
+
+def test_a_store_beside_its_sources_is_passed_over(tree: Path, make_store: MakeStore) -> None:
+    store = make_store(tree / "all" / "store", random_cells(20))
+    with pytest.warns(UserWarning, match=r"^3 files that are no source .*all/store"):
+        found = expand_sources([tree])
+    assert len(found) == len(NAMES) + 2
+    with pytest.raises(DataError, match="store: is a store and names no source of counts"):
+        expand_sources([store])
 
 
 def test_patterns(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

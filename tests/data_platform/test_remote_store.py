@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -168,6 +170,26 @@ def test_http_urls_and_their_cache(store: Path, cells: CellBatch, tmp_path: Path
         assert set(server.requests) == {"/store/manifest.json"}
 
 
+def test_a_forked_process_leaves_the_connections_of_its_parent_alone(store: Path, cells: CellBatch) -> None:
+    def read_in_child() -> None:
+        opened.read_cells([0])
+        gc.collect()  # frees what the child does not keep of its parent's
+
+    with serving(store) as server:
+        opened = open_store(server.url)
+        opened.read_cells([0])
+        child = multiprocessing.get_context("fork").Process(target=read_in_child)
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+        read: list[CellBatch] = []
+        again = threading.Thread(target=lambda: read.append(opened.read_cells([N_CELLS - 1])), daemon=True)
+        again.start()
+        again.join(20)
+        assert read, "the parent waits for an answer that it is not told of"
+    np.testing.assert_array_equal(read[0].counts, cells.select([N_CELLS - 1]).counts)
+
+
 def test_object_stores(object_store: Server, cells: CellBatch, tmp_path: Path) -> None:
     assert_serves(object_store.url, cells)
     assert_serves(object_store.url, cells, tmp_path / "cache")
@@ -246,6 +268,7 @@ def test_a_server_that_goes_away_is_named_with_the_shard(store: Path) -> None:
     with serving(store) as server:
         opened = open_store(server.url)
         opened.read_cells([0])
+        gc.collect()
         server.stop()
         with pytest.raises(
             DataError, match=r"shard 0000\d of the store http://127\.0\.0\.1.* cannot be read"

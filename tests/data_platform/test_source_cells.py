@@ -183,8 +183,8 @@ def test_repeated_genes_are_summed_with_one_warning() -> None:
         (
             1.37,
             "kang.h5ad: the values look already normalised (row 12 (cell12), gene CD3D = 1.37); give "
-            "raw counts (--layer names another matrix of the file), or embed log-normalised values with "
-            "--pre-normalized T.",
+            "raw counts (--layer names another matrix of the file), or take the values as they are: "
+            "`embed --pre-normalized T` where they are log-normalised, `data ingest --values float32`.",
         ),
     ],
 )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 
@@ -199,11 +199,18 @@ def source_names(sources: Sequence[str], taken: set[str]) -> list[str]:
 
 
 def public_path(path: str) -> str:
-    """The absolute path; a URL without user, query and fragment, which may hold secrets (presigned URLs)."""
-    if not is_url(path):
-        return absolute(path)
-    shown = urlsplit(path)
-    return urlunsplit((shown.scheme, shown.netloc.rpartition("@")[2], shown.path, "", ""))
+    """The absolute path; a URL without user and, of a web address, query and fragment, which may hold secrets
+    (presigned URLs).
+    """
+    return "::".join(map(_public_url, path.split("::"))) if is_url(path) else absolute(path)
+
+
+def _public_url(url: str) -> str:
+    protocol, separator, rest = url.partition("://")
+    if protocol in ("http", "https"):
+        rest = re.split("[?#]", rest, maxsplit=1)[0]
+    host, slash, inner = rest.partition("/")
+    return f"{protocol}{separator}{host.rpartition('@')[2]}{slash}{inner}"
 
 
 def absolute(path: str) -> str:

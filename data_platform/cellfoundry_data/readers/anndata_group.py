@@ -113,6 +113,8 @@ def _matrix_names(root: Any) -> list[str]:
 
 def _shape(node: Any) -> tuple[int, ...]:
     shape = node.shape if is_array(node) else node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
+    if shape is None:
+        raise ValueError(f"{node.name} is neither an array nor a sparse matrix")
     return tuple(int(size) for size in shape)
 
 

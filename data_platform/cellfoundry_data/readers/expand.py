@@ -7,15 +7,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import DataError
+from ..store.format import MANIFEST, SHARDS
 from .base import reading
 from .formats import ACCEPTED, is_source
-from .location import as_location, children, has_wildcard, is_folder, matches
+from .location import as_location, children, has_wildcard, is_folder, matches, name_of
 
 MAX_DEPTH = 32
 
 
 def expand_sources(sources: Iterable[str | Path]) -> list[str]:
     """Every source that the arguments name, sorted; a folder that is a source itself (.zarr, 10x, Parquet) is one.
+
+    Stores of CellFoundry among them are passed over: the store is often written beside its sources.
 
     Args:
         sources: files; folders, searched through; patterns with * ? [ ] and ** ; URLs of either.
@@ -31,7 +34,8 @@ def expand_sources(sources: Iterable[str | Path]) -> list[str]:
         with reading(source, "a folder or pattern"):
             inside = _inside(source, skipped)
         if not inside:
-            raise DataError(f"{source}: names no source of counts; accepted are {ACCEPTED}.")
+            store = "is a store and " if source in skipped else ""
+            raise DataError(f"{source}: {store}names no source of counts; accepted are {ACCEPTED}.")
         found += inside
     if skipped:
         warnings.warn(
@@ -59,8 +63,15 @@ def _sources(path: str, is_dir: bool, skipped: list[str], depth: int = 0) -> lis
         return []
     if depth == MAX_DEPTH:
         raise DataError(f"{path}: lies {MAX_DEPTH} folders deep; name the folders of sources themselves.")
+    inside = children(path)
+    if _holds_store(inside):
+        skipped.append(path)
+        return []
     return [
-        found
-        for child, child_is_dir in children(path)
-        for found in _sources(child, child_is_dir, skipped, depth + 1)
+        found for child, child_is_dir in inside for found in _sources(child, child_is_dir, skipped, depth + 1)
     ]
+
+
+def _holds_store(inside: list[tuple[str, bool]]) -> bool:
+    """Whether the children of a folder are those of a CellFoundry store."""
+    return {(MANIFEST, False), (SHARDS, True)} <= {(name_of(path), is_dir) for path, is_dir in inside}

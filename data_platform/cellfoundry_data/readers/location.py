@@ -23,9 +23,13 @@ MAX_BLOCKS = 64
 
 
 def as_location(path: str | Path) -> str:
-    """The path or URL as text; a file:// URL becomes the path it names."""
+    """The path or URL as text; a file:// URL becomes the path it names, with or without its %-escapes."""
     text = str(path)
-    return unquote(urlsplit(text).path) if text.startswith("file://") else text
+    if not text.startswith("file://"):
+        return text
+    _, slash, inner = text.removeprefix("file://").partition("/")
+    local = slash + inner  # not parsed: # and ? are characters of the path, as in fsspec
+    return local if Path(local).exists() else unquote(local)
 
 
 def name_of(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -17,6 +18,9 @@ from .matrix import RowReader
 from .text import bounded_lines, open_text
 
 PIECE_VALUES = 2**22  # parsed at once: 16 MiB of float32 beside their text
+CORNERS = ("", "barcode", "barcodes", "cell", "cell_id", "cellid", "cells", "index", "unnamed: 0")
+"""What tools write above the cell names, in lower case."""
+_QUOTED = re.compile(r'"([^"]*(?:""[^"]*)*)"')
 
 
 class TableSource(CountsSource):
@@ -38,7 +42,8 @@ class TableSource(CountsSource):
             first = next(lines, "")
             fields = len(next(csv.reader([first], delimiter=self._delimiter), []))
             cells = [self._split(line)[0] for line in (first, *lines) if line.strip()] if first else []
-        corner, genes = ("", header) if fields == len(header) + 1 else ("".join(header[:1]), header[1:])
+        headless = fields == len(header) + 1 and header[0].strip().lower() not in CORNERS
+        corner, genes = ("", header) if headless else ("".join(header[:1]), header[1:])
         if cells and not genes:
             raise DataError(
                 f"{path}: its first line names no genes; fields must be separated by {self._delimiter!r}."
@@ -52,10 +57,9 @@ class TableSource(CountsSource):
             yield (line.rstrip("\r\n") for line in bounded_lines(text) if line.strip())
 
     def _split(self, line: str) -> tuple[str, str]:
-        """Cell name and the rest of a line; a quoted name may contain the delimiter."""
-        if line.startswith('"'):
-            name, _, rest = line[1:].partition('"')
-            return name, rest[len(self._delimiter) :]
+        """Cell name and the rest of a line; a quoted name may contain the delimiter, and quotes as two."""
+        if quoted := _QUOTED.match(line):
+            return quoted[1].replace('""', '"'), line[quoted.end() + len(self._delimiter) :]
         name, _, rest = line.partition(self._delimiter)
         return name, rest
 

@@ -65,7 +65,15 @@ def _write_h5ad(store: Store, out: Path, progress: Progress | None) -> None:
     import h5py
 
     with h5py.File(out, "w") as file:
-        _write_anndata(store, file, lambda group, **array: group.create_dataset(**array), progress)
+        try:
+            _write_anndata(store, file, lambda group, **array: group.create_dataset(**array), progress)
+        except ValueError as error:
+            if "embedded NULL" not in str(error):
+                raise
+            raise DataError(
+                f"{store.path}: a name in its obs holds a NUL character, which .h5ad cannot take; export to .zarr or "
+                ".parquet."
+            ) from error
 
 
 def _write_zarr(store: Store, out: Path, progress: Progress | None) -> None:

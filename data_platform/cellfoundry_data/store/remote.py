@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 READ_BYTES = 2**24
 """Of a file that is read from end to end, at a time."""
 
+_INHERITED: list[object] = []
+"""The parent's file systems in a forked process. Freed, they would close their connections, which takes those off the
+poll that both processes share: the parent would wait for ever for its next answer.
+"""
+
 
 class RemoteFiles:
     """Files below a URL of any protocol that fsspec knows. Nothing is retried here: the file systems do that.
@@ -140,6 +145,7 @@ class RemoteFiles:
     def _connected(self) -> AbstractFileSystem:
         """The file system; a forked process cannot use the threads of its parent and connects anew."""
         if self._process != os.getpid():
+            _INHERITED.append(self._fs)
             self._connect()
         return self._fs
 
