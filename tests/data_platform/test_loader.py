@@ -217,6 +217,8 @@ def test_damage_is_noticed_while_reading(tmp_path: Path, make_store: MakeStore, 
         ({"batch_cells": 60, "split": "train", "validation_share": 1.0}, "between 0 and 1"),
         ({"batch_cells": 60, "obs_columns": ["organ"]}, "no obs column 'organ'"),
         ({"batch_cells": 600, "world_size": 4}, "too few for a batch"),
+        ({"batch_cells": 60, "where": "blood"}, "where is 'blood': give filters as"),
+        ({"batch_cells": 60, "weights": "balanced"}, "weights must name one obs column"),
     ],
 )
 def test_a_wrong_argument_gets_one_sentence(store: Path, options: dict[str, object], message: str) -> None:

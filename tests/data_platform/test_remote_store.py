@@ -170,6 +170,15 @@ def test_http_urls_and_their_cache(store: Path, cells: CellBatch, tmp_path: Path
         assert set(server.requests) == {"/store/manifest.json"}
 
 
+def test_a_cache_keeps_to_the_bytes_that_it_may_take(store: Path, cells: CellBatch, tmp_path: Path) -> None:
+    with serving(store) as server:
+        small = pickle.loads(pickle.dumps(open_store(server.url, cache=tmp_path, cache_bytes=40_000)))
+        for row in range(0, len(cells), 7):
+            small.read_cells([row])
+    # Files take whole blocks, and the oldest go when the limit is reached.
+    assert sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("*-*") if path.is_file()) <= 50_000
+
+
 def test_a_forked_process_leaves_the_connections_of_its_parent_alone(store: Path, cells: CellBatch) -> None:
     def read_in_child() -> None:
         opened.read_cells([0])

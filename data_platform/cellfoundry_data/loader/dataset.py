@@ -21,6 +21,7 @@ from cellfoundry_data.loader.selection import Split, select
 from cellfoundry_data.loader.steps import Cursor, Plan, assemble, one_ahead, plans, whole_steps
 from cellfoundry_data.loader.windows import BufferPool, decode, row_nnz
 from cellfoundry_data.store import Store, open_store
+from cellfoundry_data.store.cache import CACHE_BYTES
 from cellfoundry_data.store.format import INDEX, file_entries
 
 ORDER = 2
@@ -40,8 +41,8 @@ class ShardDataset:
     taken; at its end the next epoch begins. Batches are views of reused memory that is never reused while a
     batch, or a tensor made of it, is alive.
 
-    Pickles. In a worker process of a torch DataLoader it gives the worker's part, so that the DataLoader hands out
-    the same batches in the same order with any number of workers (``loader.torch``). In Ray Train:
+    Pickles. For a torch DataLoader, ``loader.torch.TorchLoader`` wraps it: in a worker process it gives the worker's
+    part, so that the DataLoader hands out the same batches in the same order with any number of workers. In Ray Train:
 
         context = ray.train.get_context()
         ShardDataset(store, rank=context.get_world_rank(), world_size=context.get_world_size(), ...)
@@ -73,6 +74,8 @@ class ShardDataset:
         obs_columns: obs columns to hand out with each batch.
         window_chunks: chunks that are mixed at a time; memory grows with it.
         cache: folder for what is read of a remote store.
+        cache_bytes: about what it may take of the disk, 64 GiB by default; as large as the store, an epoch after the
+            first fetches nothing.
 
     Attributes:
         store: the open store.
@@ -104,6 +107,7 @@ class ShardDataset:
         obs_columns: Sequence[str] = (),
         window_chunks: int = 128,
         cache: Path | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.batch_cells, self.batch_tokens = batch_cells, batch_tokens
         self.special_tokens, self.step_batches = special_tokens, step_batches
@@ -112,7 +116,9 @@ class ShardDataset:
         self.where, self.weights, self.stratified = where, weights, stratified
         self.window_chunks = window_chunks
         self._check_arguments()
-        self.store = store if isinstance(store, Store) else open_store(store, cache=cache)
+        self.store = (
+            store if isinstance(store, Store) else open_store(store, cache=cache, cache_bytes=cache_bytes)
+        )
         self._manifest = self.store.manifest
         self._obs = {name: ObsColumn.read(self.store, name) for name in obs_columns}
         self._order = self._make_order()
@@ -303,7 +309,9 @@ class ShardDataset:
             raise DataError(f"split {self.split!r} is unknown: use 'train', 'validation' or None.")
         if self.split and not 0 < self.validation_share < 1:
             raise DataError(f"validation_share {self.validation_share} must lie between 0 and 1.")
-        if self.weights is not None and len(self.weights) != 1:
+        if self.where is not None and not isinstance(self.where, Mapping):
+            raise DataError(f"where is {self.where!r}: give filters as {{obs column: value}}.")
+        if self.weights is not None and (not isinstance(self.weights, Mapping) or len(self.weights) != 1):
             raise DataError("weights must name one obs column: {column: {value: weight}}.")
         if self.stratified and (self.weights is None or self.batch_cells is None):
             raise DataError("stratified batches need weights and a fixed number of cells, batch_cells.")

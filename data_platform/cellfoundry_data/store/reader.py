@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.errors import DataError
 from cellfoundry_data.store import manifest as manifest_file
-from cellfoundry_data.store.cache import RangeCache
+from cellfoundry_data.store.cache import CACHE_BYTES, RangeCache
 from cellfoundry_data.store.files import ByteRange, LocalFiles, StoreFiles
 from cellfoundry_data.store.format import (
     MANIFEST,
@@ -41,7 +41,7 @@ SIZES_ON_OPEN = 65_536
 """Files whose sizes are looked at on opening, those of 75 M cells: 0.2 s on a local disk."""
 
 
-def open_store(path: str | Path, *, cache: Path | None = None) -> Store:
+def open_store(path: str | Path, *, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> Store:
     """Open the store in a folder, or behind a URL of any protocol that fsspec knows.
 
     Of a local store with up to ``SIZES_ON_OPEN`` files the size of each is checked now; otherwise, as all that is
@@ -49,16 +49,17 @@ def open_store(path: str | Path, *, cache: Path | None = None) -> Store:
 
     Args:
         path: folder or URL (``s3://bucket/store``).
-        cache: folder in which what is fetched from a URL is kept, 64 GiB at most; None keeps nothing.
+        cache: folder in which what is fetched from a URL is kept; None keeps nothing.
+        cache_bytes: about what the cache may take of the disk, the oldest goes first; the default is 64 GiB.
 
     Raises:
         DataError: no store there, another format version, files missing, cut short or altered (which shard
             is said), or a URL that cannot be reached.
     """
-    frame = read_frame(path, cache)
+    frame = read_frame(path, cache, cache_bytes)
     if isinstance(frame.files, LocalFiles):
         frame.check_sizes()
-    return Store(frame, cache)
+    return Store(frame, cache, cache_bytes)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Frame:
                 entry.check_size(self.files.size(entry.path), self.path, found.owner)
 
 
-def read_frame(path: str | Path, cache: Path | None = None) -> Frame:
+def read_frame(path: str | Path, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> Frame:
     """Manifest and index of the store at ``path``; DataError where they are not those of a store."""
     place = path if isinstance(path, str) and is_url(path) else Path(path)
     try:
@@ -113,7 +114,7 @@ def read_frame(path: str | Path, cache: Path | None = None) -> Frame:
         )
     manifest = manifest_file.parse(content, place)
     if cache is not None and isinstance(files, RemoteFiles):
-        files.cache = RangeCache(Path(cache), manifest["sha256"])
+        files.cache = RangeCache(Path(cache), manifest["sha256"], cache_bytes)
     entries = tuple(file_entries(manifest["files"]))
     parts = [read_checked(files, entry, place, "the index") for entry in entries if is_index_file(entry.path)]
     return Frame(place, files, manifest, entries, Index(parts, manifest, place))
@@ -147,8 +148,8 @@ class Store:
             number of cells.
     """
 
-    def __init__(self, frame: Frame, cache: Path | None = None) -> None:
-        self._frame, self._cache = frame, cache
+    def __init__(self, frame: Frame, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> None:
+        self._frame, self._cache, self._cache_bytes = frame, cache, cache_bytes
         self.path, self.manifest = frame.path, frame.manifest
         index = frame.index
         self.first_rows = index.first_rows
@@ -159,7 +160,7 @@ class Store:
         self._obs: pa.Table | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self._cache)
+        return _reopen, (self.path, self._cache, self._cache_bytes)
 
     @property
     def n_cells(self) -> int:
@@ -342,5 +343,5 @@ class Store:
         )
 
 
-def _reopen(path: Path | str, cache: Path | None) -> Store:
-    return open_store(path, cache=cache)
+def _reopen(path: Path | str, cache: Path | None, cache_bytes: int) -> Store:
+    return open_store(path, cache=cache, cache_bytes=cache_bytes)
