@@ -18,8 +18,8 @@ _RESIDUE = 0x48674BC7
 
 # Huffman coding almost alone, because matches cost more time to decode than they save space: the long steps of the
 # search find next to none, and the compressor must be told to code literals all the same
-# (ZSTD_c_literalCompressionMode, 1002, without a name in Python). Against matches of 7 bytes or more: 1.7 in place of 2.5 us a cell of 1,600 genes to
-# decode, 3.9 in place of 7.1 us to encode, 0.92 in place of 0.95 bytes an entry.
+# (ZSTD_c_literalCompressionMode, 1002, without a name in Python). Against matches of 7 bytes or more: 1.7 in place of
+# 2.5 us a cell of 1,600 genes to decode, 3.9 in place of 7.1 us to encode, 0.92 in place of 0.95 bytes an entry.
 _BYTES = {
     int(zstd.CompressionParameter.strategy): int(zstd.Strategy.fast),
     int(zstd.CompressionParameter.min_match): 7,
