@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pkgutil
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, TypedDict
 
 import torch
@@ -56,3 +59,13 @@ def argument_types(
     """Types of a kernel's arguments: pointers to ``dtype``, else ``i32``, but for those named in ``other``."""
     default = {name: f"*{TYPE_NAMES[dtype]}" if name.endswith("_ptr") else "i32" for name in kernel.arg_names}
     return {name: other.get(name, kind) for name, kind in default.items() if name not in constants}
+
+
+def all_published_launches() -> list[Launch]:
+    """``published_launches()`` of every op: each package here that has a ``kernel`` module."""
+    import cellfoundry_kernels
+
+    found = pkgutil.iter_modules(cellfoundry_kernels.__path__, "cellfoundry_kernels.")
+    modules = [f"{package.name}.kernel" for package in found if package.ispkg]
+    kernels = [import_module(name) for name in modules if find_spec(name)]
+    return [launch for kernel in kernels for launch in kernel.published_launches()]

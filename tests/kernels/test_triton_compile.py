@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import pytest
 
 pytest.importorskip("triton", reason="triton exists on Linux only")
 
 from cellfoundry_bench.compiled import SHARED_KIB, compile_launch
-from cellfoundry_kernels.launch import Launch
+from cellfoundry_kernels.launch import Launch, all_published_launches
 
-OPS = ["embedding", "pooling", "varlen"]
-LAUNCHES = {
-    launch.name: launch
-    for op in OPS
-    for launch in import_module(f"cellfoundry_kernels.{op}.kernel").published_launches()
-}
+LAUNCHES = {launch.name: launch for launch in all_published_launches()}
 
 
 @pytest.mark.parametrize("capability", [80, 90], ids=["sm80", "sm90"])
