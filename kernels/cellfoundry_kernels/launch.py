@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pkgutil
 from dataclasses import dataclass
 from importlib import import_module
@@ -29,6 +30,15 @@ def tile(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
+@functools.cache
+def capability_of(device: torch.device) -> int:
+    """10 times the compute capability of a CUDA device (90 is H100); a CPU, the interpreter's, counts as 90."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 @dataclass(frozen=True)
 class Launch:
     """A kernel as it is launched at the published model's sizes: what tests and the compile report compile.
@@ -40,6 +50,7 @@ class Launch:
         constants: values of the ``constexpr`` arguments.
         options: of the launch.
         aligned: further integer arguments that are multiples of 16 in real models; pointers always are.
+        capabilities: of the devices that launch it so.
     """
 
     name: str
@@ -48,6 +59,7 @@ class Launch:
     constants: dict[str, Any]
     options: LaunchOptions
     aligned: tuple[str, ...] = ()
+    capabilities: tuple[int, ...] = (80, 90)
 
 
 TYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
