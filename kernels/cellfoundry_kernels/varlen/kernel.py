@@ -25,9 +25,9 @@ from cellfoundry_kernels.launch import (
     dot_precision,
     tile,
 )
-from cellfoundry_kernels.varlen import schedule
 from cellfoundry_kernels.varlen.backward import delta_kernel, keys_kernel, queries_kernel
 from cellfoundry_kernels.varlen.forward import forward_kernel
+from cellfoundry_kernels.varlen.schedule import make_schedule, published_schedule
 from cellfoundry_kernels.varlen.tiles import HALF, SHORT, SINGLE, Kernel, Tile, tile_for
 
 LOG2_E = math.log2(math.e)
@@ -41,12 +41,12 @@ def launch(
     qkv: tuple[Tensor, Tensor, Tensor],
     tensors: tuple[Tensor, ...],
     cu_seqlens: Tensor,
+    order: Tensor,
     scales: tuple[float, ...],
     sizes: Tile,
 ) -> None:
-    """One program a tile and head, the longest cells first; ``tensors`` and ``scales`` are the kernel's own."""
+    """One program a tile of ``order`` and head; ``tensors`` and ``scales`` are the kernel's own."""
     tokens, heads, head_dim = qkv[0].shape
-    order = schedule.make_schedule(cu_seqlens, tokens, sizes.rows)
     strides = tuple(x_NHK.stride(0) for x_NHK in qkv)
     KERNELS[kernel][(len(order) * heads,)](
         *(*qkv, *tensors, cu_seqlens, order, *scales, *strides, tokens, heads),
@@ -83,7 +83,9 @@ def _forward(
     if tokens:
         qkv = (_packed(q_NHK), _packed(k_NHK), _packed(v_NHK))
         sizes = tile_for("forward", q_NHK.dtype, head_dim, max_seqlen, capability_of(q_NHK.device))
-        launch("forward", qkv, (out_NHK, lse_HN), cu_seqlens.contiguous(), (scale * LOG2_E,), sizes)
+        cu_seqlens = cu_seqlens.contiguous()
+        order = make_schedule(cu_seqlens, tokens, sizes.rows)
+        launch("forward", qkv, (out_NHK, lse_HN), cu_seqlens, order, (scale * LOG2_E,), sizes)
     return out_NHK, lse_HN
 
 
@@ -123,14 +125,16 @@ def _backward(
             **delta_constants(head_dim),
             **DELTA_OPTIONS,
         )
-        grads: dict[Kernel, tuple[Tensor, ...]] = {
-            "keys": (grad_k_NHK, grad_v_NHK),
-            "queries": (grad_q_NHK,),
-        }
+        orders: dict[int, Tensor] = {}
+        grads: dict[Kernel, tuple[Tensor, ...]]
+        grads = {"keys": (grad_k_NHK, grad_v_NHK), "queries": (grad_q_NHK,)}
         for kernel, grads_of_kernel in grads.items():
             sizes = tile_for(kernel, q_NHK.dtype, head_dim, max_seqlen, capability_of(q_NHK.device))
+            if sizes.rows not in orders:
+                orders[sizes.rows] = make_schedule(cu_seqlens, tokens, sizes.rows)
             tensors = (grad_NHK, *grads_of_kernel, lse_HN, delta_HN)
-            launch(kernel, qkv, tensors, cu_seqlens, (scale, scale * LOG2_E), sizes)
+            scales = (scale, scale * LOG2_E)
+            launch(kernel, qkv, tensors, cu_seqlens, orders[sizes.rows], scales, sizes)
     return grad_q_NHK, grad_k_NHK, grad_v_NHK
 
 
@@ -209,8 +213,12 @@ def published_launches() -> list[Launch]:
         for head_dim, sizes in entries.items()
     ]
     found += [launch_of(kernel, torch.bfloat16, 64, SHORT) for kernel in KERNELS]
-    found += [launch_of(kernel, torch.float32, 64, SINGLE) for kernel in KERNELS]
+    found += [
+        launch_of(kernel, torch.float32, head_dim, sizes)
+        for kernel in KERNELS
+        for head_dim, sizes in SINGLE.items()
+    ]
     values = delta_constants(64)
     types = argument_types(delta_kernel, torch.bfloat16, values, OTHER_TYPES)
     found.append(Launch("varlen_attention-delta-d64-bf16", delta_kernel, types, values, DELTA_OPTIONS))
-    return [*found, schedule.published_launch(128)]
+    return [*found, published_schedule(128)]

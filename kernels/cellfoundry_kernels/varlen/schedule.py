@@ -24,12 +24,15 @@ OPTIONS: LaunchOptions = {"num_warps": 4, "num_stages": 1}
 
 
 @triton.jit
-def schedule_kernel(cu_seqlens_ptr, schedule_ptr, cells, ROWS: tl.constexpr, BLOCK_C: tl.constexpr) -> None:
+def schedule_kernel(
+    cu_seqlens_ptr, schedule_ptr, cells, bound, ROWS: tl.constexpr, BLOCK_C: tl.constexpr
+) -> None:
     """A cell's tiles stand behind those of all longer cells (of equal ones, behind those of the earlier)."""
     cell_C = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     first_C = tl.load(cu_seqlens_ptr + cell_C, mask=cell_C < cells, other=0)
     length_C = (tl.load(cu_seqlens_ptr + cell_C + 1, mask=cell_C < cells, other=0) - first_C).to(tl.int32)
     place_C = tl.zeros([BLOCK_C], tl.int32)
+    all_tiles = 0
     for start in range(0, cells, BLOCK_C):
         cell_O = start + tl.arange(0, BLOCK_C)
         first_O = tl.load(cu_seqlens_ptr + cell_O, mask=cell_O < cells, other=0)
@@ -38,12 +41,17 @@ def schedule_kernel(cu_seqlens_ptr, schedule_ptr, cells, ROWS: tl.constexpr, BLO
         is_before_CO = (length_O[None, :] > length_C[:, None]) | (
             is_equal_CO & (cell_O[None, :] < cell_C[:, None])
         )
-        place_C += tl.sum(tl.where(is_before_CO, tl.cdiv(length_O, ROWS)[None, :], 0), 1)
+        tiles_O = tl.cdiv(length_O, ROWS)
+        place_C += tl.sum(tl.where(is_before_CO, tiles_O[None, :], 0), 1)
+        all_tiles += tl.sum(tiles_O, 0)
 
     tiles_C = tl.cdiv(length_C, ROWS)
     for tile in range(0, tl.max(tiles_C, 0)):
         entry_C = (tl.zeros([BLOCK_C], tl.int64) + tile << 32) | cell_C
         tl.store(schedule_ptr + place_C + tile, entry_C, mask=tile < tiles_C)
+    # Fewer entries than cells are left over, so each program's share of them is no more than its cells.
+    left_C = all_tiles + cell_C
+    tl.store(schedule_ptr + left_C, tl.full([BLOCK_C], -1, tl.int64), mask=left_C < bound)
 
 
 @triton.jit
@@ -72,13 +80,14 @@ def make_schedule(cu_seqlens: Tensor, tokens: int, rows: int) -> Tensor:
     Every cell is compared with every other: 10,000 cells are 157 programs of 157 steps.
     """
     cells = len(cu_seqlens) - 1
-    schedule = torch.full((tile_bound(tokens, cells, rows),), -1, dtype=torch.int64, device=cu_seqlens.device)
+    bound = tile_bound(tokens, cells, rows)
+    schedule = torch.empty(bound, dtype=torch.int64, device=cu_seqlens.device)
     grid = (triton.cdiv(cells, BLOCK_C),)
-    schedule_kernel[grid](cu_seqlens, schedule, cells, ROWS=rows, BLOCK_C=BLOCK_C, **OPTIONS)
+    schedule_kernel[grid](cu_seqlens, schedule, cells, bound, ROWS=rows, BLOCK_C=BLOCK_C, **OPTIONS)
     return schedule
 
 
-def published_launch(rows: int) -> Launch:
+def published_schedule(rows: int) -> Launch:
     """How the schedule of tiles of ``rows`` tokens is made."""
     constants = {"ROWS": rows, "BLOCK_C": BLOCK_C}
     other = {"cu_seqlens_ptr": "*i32", "schedule_ptr": "*i64"}

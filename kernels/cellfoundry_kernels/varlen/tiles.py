@@ -42,23 +42,33 @@ class Tile:
 # Half precision: (compute capability, kernel) -> head dim, padded to a power of two -> tile. Shared memory of
 # the entries for 80 stays under the 99 KiB of 86 and 89, which take them too.
 HALF: dict[tuple[int, Kernel], dict[int, Tile]] = {
-    (80, "forward"): {32: Tile(128, 64, 4, 3), 64: Tile(128, 64, 4, 3), 128: Tile(128, 64, 8, 2)},
-    (80, "keys"): {32: Tile(64, 64, 4, 2), 64: Tile(64, 64, 4, 2), 128: Tile(64, 64, 8, 2)},
-    (80, "queries"): {32: Tile(64, 64, 4, 2), 64: Tile(64, 64, 4, 2), 128: Tile(64, 64, 8, 2)},
+    (80, "forward"): {32: Tile(128, 64, 4, 3), 64: Tile(128, 64, 4, 3), 128: Tile(128, 32, 8, 3)},
+    (80, "keys"): {32: Tile(64, 64, 4, 2), 64: Tile(128, 32, 8, 3), 128: Tile(64, 32, 4, 2)},
+    (80, "queries"): {32: Tile(64, 64, 4, 2), 64: Tile(128, 32, 8, 3), 128: Tile(64, 32, 4, 3)},
     (90, "forward"): {32: Tile(128, 64, 8, 3), 64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 3)},
-    (90, "keys"): {32: Tile(128, 64, 8, 3), 64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 2)},
-    (90, "queries"): {32: Tile(128, 64, 8, 3), 64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 2)},
+    (90, "keys"): {32: Tile(64, 64, 4, 3), 64: Tile(128, 64, 8, 3), 128: Tile(128, 32, 8, 3)},
+    (90, "queries"): {32: Tile(128, 64, 8, 3), 64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 3)},
 }
 # A batch whose longest cell has 64 tokens (a targeted gene panel) would leave half of a longer tile empty.
-SHORT = Tile(64, 64, 4, 2)
-# Float32 products run on the plain cores: registers, not tensor cores, are what there is to save.
-SINGLE = Tile(32, 32, 4, 2)
+SHORT = Tile(64, 32, 4, 3)
+# Float32 products run on the plain cores; more of them than this in a tile spill registers.
+SINGLE = {32: Tile(32, 32, 8, 2), 64: Tile(32, 32, 8, 2), 128: Tile(32, 16, 8, 2)}
 
 
 def tile_for(kernel: Kernel, dtype: torch.dtype, head_dim: int, max_seqlen: int, capability: int) -> Tile:
-    """The tile of a launch; ``capability`` as ``capability_of`` gives it, and newer ones take the newest entry."""
+    """The tile of a launch; ``capability`` as ``capability_of`` gives it, and newer ones take the newest entry.
+
+    Raises:
+        ValueError: A head wider than the tables have.
+    """
+    padded = max(32, tile(head_dim))
+    if padded not in SINGLE:
+        raise ValueError(
+            f"varlen_attention got heads of {head_dim} channels, its kernels take up to {max(SINGLE)}: "
+            "use more, narrower heads, or set CELLFOUNDRY_KERNELS=torch."
+        )
     if dtype == torch.float32:
-        return SINGLE
-    if max_seqlen <= SHORT.rows and head_dim <= 64:
+        return SINGLE[padded]
+    if max_seqlen <= SHORT.rows and padded <= 64:
         return SHORT
-    return HALF[90 if capability >= 90 else 80, kernel][max(32, min(tile(head_dim), 128))]
+    return HALF[90 if capability >= 90 else 80, kernel][padded]
