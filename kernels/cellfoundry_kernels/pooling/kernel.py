@@ -68,7 +68,7 @@ def forward_kernel(
     dtype = out_ptr.dtype.element_ty
     tl.store(place_ptr + cell * width + column_D, place_D, mask=is_column_D)
     if POOL_ALL:
-        is_read_D = is_column_D & (length > 2)
+        is_read_D = column_D < tl.where(length > 2, width, 0)
         s_D = tl.load(x_ptr + (last - 1) * width + column_D, mask=is_read_D, other=float("nan"))
         t_D = tl.load(x_ptr + (last - 2) * width + column_D, mask=is_read_D, other=float("nan"))
         mean_D = tl.where(length > 2, sum_D / tl.maximum(pooled_tokens, 1).to(tl.float32), float("nan"))
@@ -99,7 +99,7 @@ def backward_kernel(
     first = tl.load(cu_seqlens_ptr + cell).to(tl.int64)
     last = tl.load(cu_seqlens_ptr + cell + 1).to(tl.int64)
     length = (last - first).to(tl.int32)
-    is_read_D = is_column_D & (length > 2)
+    is_read_D = column_D < tl.where(length > 2, width, 0)
     place_D = tl.load(place_ptr + cell * width + column_D, mask=is_column_D, other=0)
     if POOL_ALL:
         grad_D = grad_ptr + cell * 4 * width + column_D

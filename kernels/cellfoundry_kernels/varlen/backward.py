@@ -164,9 +164,10 @@ def queries_kernel(
             k_NK = load_rows(k_ptr, row_N, k_stride, keys_left, HEAD_DIM, BLOCK_K, LAST)
             v_NK = load_rows(v_ptr, row_N, v_stride, keys_left, HEAD_DIM, BLOCK_K, LAST)
             logits_MN = tl.dot(q_MK, tl.trans(k_NK), input_precision=PRECISION)
-            share_MN = tl.math.exp2(logits_MN * scale_log2 - lse_M[:, None])
+            scaled_MN = logits_MN * scale_log2
             if LAST:
-                share_MN = tl.where((row_N < keys_left)[None, :], share_MN, 0.0)
+                scaled_MN = tl.where((row_N < keys_left)[None, :], scaled_MN, float("-inf"))
+            share_MN = tl.math.exp2(scaled_MN - lse_M[:, None])
             grad_share_MN = tl.dot(grad_MK, tl.trans(v_NK), input_precision=PRECISION)
             grad_logits_MN = share_MN * (grad_share_MN - delta_M[:, None])
             grad_q_MK = tl.dot(grad_logits_MN.to(k_NK.dtype), k_NK, grad_q_MK, input_precision=PRECISION)

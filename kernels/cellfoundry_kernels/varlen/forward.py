@@ -63,15 +63,14 @@ def forward_kernel(
             k_NK = load_rows(k_ptr, row_N, k_stride, keys_left, HEAD_DIM, BLOCK_K, LAST)
             v_NK = load_rows(v_ptr, row_N, v_stride, keys_left, HEAD_DIM, BLOCK_K, LAST)
             logits_MN = tl.dot(q_MK, tl.trans(k_NK), input_precision=PRECISION)
+            scaled_MN = logits_MN * scale_log2
             if LAST:
-                logits_MN = tl.where((row_N < keys_left)[None, :], logits_MN, float("-inf"))
-            # Scaled in the instruction that subtracts the maximum.
-            new_maximum_M = tl.maximum(maximum_M, tl.max(logits_MN, 1) * scale_log2)
-            share_MN = tl.math.exp2(logits_MN * scale_log2 - new_maximum_M[:, None])
-            if LAST:
-                share_MN = tl.where(
-                    (row_N < keys_left)[None, :], share_MN, 0.0
-                )  # -inf times a scale of 0 is NaN
+                scaled_MN = tl.where((row_N < keys_left)[None, :], scaled_MN, float("-inf"))
+                highest_M = tl.max(scaled_MN, 1)
+            else:  # scaled after the maximum, the logits are multiplied in the instruction that subtracts it
+                highest_M = tl.max(logits_MN, 1) * scale_log2
+            new_maximum_M = tl.maximum(maximum_M, highest_M)
+            share_MN = tl.math.exp2(scaled_MN - new_maximum_M[:, None])
             rescale_M = tl.math.exp2(maximum_M - new_maximum_M)
             sum_M = sum_M * rescale_M + tl.sum(share_MN, 1)
             out_MK = tl.dot(
