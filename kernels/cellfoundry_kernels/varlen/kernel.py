@@ -69,7 +69,9 @@ def constants(kernel: Kernel, dtype: torch.dtype, head_dim: int, sizes: Tile) ->
 
 def _packed(x_NHK: Tensor) -> Tensor:
     """The tensor where a token's heads lie side by side, as in views of a packed projection; else a copy."""
-    return x_NHK if x_NHK.stride()[1:] == (x_NHK.shape[2], 1) else x_NHK.contiguous()
+    is_packed = x_NHK.stride()[1:] == (x_NHK.shape[2], 1)
+    # 128 rows of a tile are addressed with 32 bits.
+    return x_NHK if is_packed and x_NHK.stride(0) < 2**24 else x_NHK.contiguous()
 
 
 @torch.library.custom_op("cellfoundry::varlen_attention", mutates_args=())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from twins import (
-    DTYPES,
     assert_as_exact_as_the_reference,
     assert_compiles_whole,
     cu_seqlens_of,
@@ -14,13 +14,10 @@ from twins import (
     with_gradients,
 )
 
+from cellfoundry_bench.tune_attention import tune
 from cellfoundry_kernels import varlen_attention
 from cellfoundry_kernels.varlen import kernel, reference, tiles
 from cellfoundry_kernels.varlen.schedule import make_schedule, tile_bound
-
-# Lengths below, at and above multiples of the tiles (128 x 64, and 32 x 32 in float32).
-RAGGED = pytest.param([70, 2, 0, 128, 1, 130, 64], id="cells7-ragged")
-TINY = pytest.param([5, 0, 33, 1, 64], id="cells5-tiny")
 
 
 def twin_low_exact(
@@ -43,17 +40,20 @@ def twin_low_exact(
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+# Lengths below, at and above multiples of the tiles: 128 x 64, of short cells 64 x 32, in float32 32 x 32.
 @pytest.mark.parametrize(
-    ("lengths", "head_dim"),
+    ("lengths", "head_dim", "dtype"),
     [
-        pytest.param(*RAGGED.values, 64, id="cells7-ragged-d64"),
-        pytest.param(*TINY.values, 32, id="cells5-tiny-d32"),
-        pytest.param([40, 3], 128, id="cells2-len40-d128"),
-        pytest.param([70, 33], 24, id="cells2-len70-d24"),
+        pytest.param([70, 2, 0, 128, 1, 130, 64], 64, torch.float16, id="cells7-len130-d64-fp16"),
+        pytest.param([5, 0, 33, 1, 64], 32, torch.float16, id="cells5-len64-d32-fp16"),
+        pytest.param([70, 3], 128, torch.float16, id="cells2-len70-d128-fp16"),
+        pytest.param([70, 33], 24, torch.float16, id="cells2-len70-d24-fp16"),
+        pytest.param([33, 2, 0, 64, 1], 64, torch.float32, id="cells5-len64-d64-fp32"),
+        pytest.param([40, 3], 128, torch.float32, id="cells2-len40-d128-fp32"),
+        pytest.param([40, 3], 24, torch.float32, id="cells2-len40-d24-fp32"),
     ],
 )
-def test_varlen_attention(dtype: torch.dtype, lengths: list[int], head_dim: int) -> None:
+def test_varlen_attention(lengths: list[int], head_dim: int, dtype: torch.dtype) -> None:
     # One packed projection: q, k and v are strided views, as in the model.
     inputs = list(torch.randn(sum(lengths), 3, 2, head_dim).to(dtype).unbind(1))
     grad = torch.randn(sum(lengths), 2, head_dim).to(dtype)
@@ -72,7 +72,9 @@ def test_any_scale(scale: float) -> None:
 
 
 # Of rows behind a cell's end in the dK/dV kernel, which are never stored.
-@pytest.mark.filterwarnings("ignore:overflow encountered in exp2", "ignore:invalid value encountered in matmul")
+@pytest.mark.filterwarnings(
+    "ignore:overflow encountered in exp2", "ignore:invalid value encountered in matmul"
+)
 def test_large_logits_neither_overflow_nor_vanish() -> None:
     # Masked keys are read as zeros: next to logits near -5,000 they would take the whole share.
     q = torch.full((70, 1, 16), 60.0) + torch.randn(70, 1, 16)
@@ -87,6 +89,17 @@ def test_not_packed_inputs_are_copied() -> None:
     q, k, v = (torch.randn(2, 29, 16).transpose(0, 1) for _ in range(3))
     expected = reference.varlen_attention(q.double(), k.double(), v.double(), cu_seqlens, 0.25)
     assert relative_rms(varlen_attention(q, k, v, cu_seqlens, 20), expected) <= 1e-5
+
+
+def test_offsets_pass_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    tokens, stride = 260, 2**23
+    spread = torch.empty(tokens * stride, dtype=torch.float16).as_strided((tokens, 1, 16), (stride, 16, 1))
+    spread[:] = torch.randn(tokens, 1, 16)
+    cu_seqlens = cu_seqlens_of([4, tokens - 4])
+    out = varlen_attention(spread, spread, spread, cu_seqlens, tokens)
+    packed = spread.contiguous()
+    assert torch.equal(out, varlen_attention(packed, packed, packed, cu_seqlens, tokens))
 
 
 def test_a_nan_stays_in_its_cell_and_comes_out() -> None:
@@ -127,7 +140,7 @@ def test_varlen_attention_is_a_registered_op() -> None:
     "lengths",
     [
         pytest.param([19_266, 2, 0, 130, 130, 128], id="cells6-len19266"),
-        pytest.param([7 + i % 3 for i in range(700)], id="cells700-tiny"),
+        pytest.param([7 + i % 3 for i in range(200)], id="cells200-tiny"),
         pytest.param([0, 0], id="cells2-empty"),
     ],
 )
@@ -138,6 +151,16 @@ def test_the_schedule_holds_every_tile_once_and_long_cells_first(lengths: list[i
     assert bound - len(expected) < len(lengths)
     schedule = make_schedule(cu_seqlens_of(lengths), sum(lengths), 128)
     assert schedule.tolist() == expected + [-1] * (bound - len(expected))
+
+
+def test_tuning_times_every_tile() -> None:
+    candidates = [tiles.Tile(64, 64, 4, 2), tiles.Tile(128, 64, 8, 3)]
+    for name in kernel.KERNELS:
+        timed = tune(
+            name, 16, np.array([5, 3]), candidates, device="cpu", dtype=torch.float16, heads=1, rounds=1
+        )
+        assert [seconds for seconds, _ in timed] == sorted(seconds for seconds, _ in timed)
+        assert {sizes for _, sizes in timed} == set(candidates)
 
 
 def test_heads_wider_than_the_tables_are_refused() -> None:
