@@ -219,6 +219,7 @@ def published_launches() -> list[Launch]:
         launch_of(kernel, torch.float32, head_dim, sizes)
         for kernel in KERNELS
         for head_dim, sizes in SINGLE.items()
+        if head_dim >= 64
     ]
     values = delta_constants(64)
     types = argument_types(delta_kernel, torch.bfloat16, values, OTHER_TYPES)
