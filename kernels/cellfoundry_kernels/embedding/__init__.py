@@ -76,7 +76,9 @@ def value_embedding(
 
         own = [] if mask_1D is None or pad_1D is None else [mask_1D, pad_1D]
         if kernel.fits(len(table_BD), len(table_BD) + len(own)):
-            table_RD = torch.cat([table_BD, *(row_1D.to(table_BD.dtype) for row_1D in own)]) if own else table_BD
+            table_RD = (
+                torch.cat([table_BD, *(row_1D.to(table_BD.dtype) for row_1D in own)]) if own else table_BD
+            )
             token_ids = (float(mask_token_id), float(pad_token_id))
             return kernel.value_embedding(
                 value_N, *weights, table_RD, alpha, position_table_PD, position_N, token_ids

@@ -1,10 +1,11 @@
-"""Backward kernels of the value embedding in half precision (float32: backward_exact.py); the shares are computed again from the softmax's log-sum.
+"""Backward kernels of the value embedding in half precision; float32 takes backward_exact.py.
 
-Two launches read the output's gradient once each. ``backward_bins_kernel`` needs whole rows of it, and keeps the
-gradient of mlp2 (64 KiB) in registers while it walks over tokens. The table's gradient (bins x width: 300 KiB in
-float32) exceeds a processor's registers, so ``backward_table_kernel`` splits the width: a program owns
-``BLOCK_D`` columns. Each program writes its sum over its own tokens to a buffer of its own, and one sum over the
-buffers, always in the same order, ends it: no atomics, the same bits in every run on a device.
+Shares are computed again, from the log-sum that forward kept. Two launches read the output's gradient once each.
+``backward_bins_kernel`` needs whole rows of it, and keeps the gradient of mlp2 (64 KiB) in registers while it
+walks over tokens. The table's gradient (bins x width: 300 KiB in float32) exceeds a processor's registers, so
+``backward_table_kernel`` splits the width: a program owns ``BLOCK_D`` columns. Each program writes its sum over
+its own tokens to a buffer of its own, and one sum over the buffers, always in the same order, ends it: no
+atomics, the same bits in every run on a device.
 
 Tiles stand on end here, bins x tokens: a bin's share of every token is then an operand as it is.
 
@@ -24,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cellfoundry_kernels.embedding.forward import LOG2_E, PARTS, PARTS_K, own_row, processors, split_values
-from cellfoundry_kernels.launch import LaunchOptions, dot_precision
+from cellfoundry_kernels.launch import LaunchOptions, capability_of, dot_precision
 
 
 @triton.jit
@@ -174,9 +175,10 @@ def backward_table_kernel(
     tl.store(partial_ptr + offset_BD, grad_table_BD, mask=(bin_B < rows)[:, None] & is_column_1D)
 
 
-def bins_tiles(dtype: torch.dtype, block_b: int) -> dict[str, Any]:
-    """Tile sizes of ``backward_bins_kernel``; more tokens, or a wider slice, spill registers on A100."""
-    return {"BLOCK_N": 64, "BLOCK_B": block_b, "BLOCK_D": 32, "PRECISION": dot_precision(dtype)}
+def bins_tiles(dtype: torch.dtype, block_b: int, capability: int) -> dict[str, Any]:
+    """Tile sizes of ``backward_bins_kernel``; more tokens spill registers, on A100 a wider slice does too."""
+    block_d = 64 if capability >= 90 else 32
+    return {"BLOCK_N": 64, "BLOCK_B": block_b, "BLOCK_D": block_d, "PRECISION": dot_precision(dtype)}
 
 
 def table_tiles(dtype: torch.dtype, block_b: int) -> dict[str, Any]:
@@ -200,7 +202,7 @@ def backward_bins(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of ``mix_BI`` and ``affine_BK`` side by side, float32, and of the values (or nothing)."""
     tokens, (rows, width), block_b = len(value_N), table_RD.shape, len(mix_BI)
-    blocks = bins_tiles(table_RD.dtype, block_b)
+    blocks = bins_tiles(table_RD.dtype, block_b, capability_of(value_N.device))
     programs = min(processors(value_N.device), triton.cdiv(tokens, blocks["BLOCK_N"]))
     partial_SBC = lse_N.new_empty(programs, block_b, block_b + PARTS)
     grad_value_N = lse_N.new_empty(tokens if need_value else 0)
@@ -240,7 +242,9 @@ def backward_table(
     tokens, width = grad_ND.shape
     blocks = table_tiles(grad_ND.dtype, len(mix_BI))
     slices = triton.cdiv(width, blocks["BLOCK_D"])
-    programs = min(max(processors(value_N.device) // max(slices, 1), 1), triton.cdiv(tokens, blocks["BLOCK_N"]))
+    programs = min(
+        max(processors(value_N.device) // max(slices, 1), 1), triton.cdiv(tokens, blocks["BLOCK_N"])
+    )
     partial_SRD = lse_N.new_empty(programs, rows, width)
     if tokens and width:
         backward_table_kernel[(slices, programs)](

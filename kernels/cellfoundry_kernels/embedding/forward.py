@@ -183,11 +183,6 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-def pack_tiles(_: torch.dtype, block_b: int) -> dict[str, Any]:
-    """Tile size of ``pack_kernel``."""
-    return {"BLOCK_B": block_b}
-
-
 def forward_tiles(dtype: torch.dtype, block_b: int) -> dict[str, Any]:
     """Tile sizes; float32 products run on the plain cores and need smaller ones."""
     exact = dtype == torch.float32
@@ -217,7 +212,7 @@ def pack(
         mix_BI,
         torch.finfo(mix_BI.dtype).min / 2,
         len(mlp_bias_B),
-        **pack_tiles(mix_BI.dtype, block_b),
+        BLOCK_B=block_b,
         **PACK_OPTIONS,
     )
     return affine_BK, mix_BI

@@ -10,7 +10,6 @@ Shape legend: as in forward.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -202,20 +201,33 @@ def value_embedding(
 
 def published_launches() -> list[Launch]:
     """What runs at 100 bins, with mask and pad rows, and with positions."""
-    found = []
-    other = {name: "fp32" for name in ("alpha", "mask_token_id", "pad_token_id", "lowest")}
-    other |= {name: "*fp32" for name in ("value_ptr", "lse_ptr", "grad_value_ptr", "partial_ptr")}
-    other["position_ptr"] = "*i64"
-    chosen: tuple[tuple[Any, Callable[..., dict[str, Any]], dict[str, bool], LaunchOptions], ...] = (
-        (forward.pack_kernel, forward.pack_tiles, {}, forward.PACK_OPTIONS),
-        (forward.forward_kernel, forward.forward_tiles, {"HAS_POSITION": True}, forward.FORWARD_OPTIONS),
-        (backward.backward_bins_kernel, backward.bins_tiles, {"NEED_VALUE": False}, backward.BINS_OPTIONS),
-        (backward.backward_table_kernel, backward.table_tiles, {}, backward.TABLE_OPTIONS),
-    )
-    for dtype in (torch.float32, torch.bfloat16):
-        for kernel, tiles, flags, options in chosen[:2] if dtype == torch.float32 else chosen:
-            constants = tiles(dtype, forward.block_of_bins(100, 102)) | flags
-            types = argument_types(kernel, dtype, constants, other)
-            name = f"value_embedding-{kernel.fn.__name__}-bins100-{TYPE_NAMES[dtype]}"
-            found.append(Launch(name, kernel, types, constants, options, ("width",)))
+    block_b, half = forward.block_of_bins(100, 102), torch.bfloat16
+    position, no_value = {"HAS_POSITION": True}, {"NEED_VALUE": False}
+    found = [
+        _launch(forward.pack_kernel, dtype, {"BLOCK_B": block_b}, forward.PACK_OPTIONS)
+        for dtype in (torch.float32, half)
+    ]
+    for dtype in (torch.float32, half):
+        tiles = forward.forward_tiles(dtype, block_b) | position
+        found.append(_launch(forward.forward_kernel, dtype, tiles, forward.FORWARD_OPTIONS))
+    for capability in (80, 90):
+        tiles = backward.bins_tiles(half, block_b, capability) | no_value
+        kernel, options = backward.backward_bins_kernel, backward.BINS_OPTIONS
+        found.append(_launch(kernel, half, tiles, options, (capability,)))
+    tiles = backward.table_tiles(half, block_b)
+    found.append(_launch(backward.backward_table_kernel, half, tiles, backward.TABLE_OPTIONS))
     return found
+
+
+def _launch(
+    kernel: Any,
+    dtype: torch.dtype,
+    tiles: dict[str, Any],
+    options: LaunchOptions,
+    capabilities: tuple[int, ...] = (80, 90),
+) -> Launch:
+    other = dict.fromkeys(("alpha", "mask_token_id", "pad_token_id", "lowest"), "fp32")
+    other |= dict.fromkeys(("value_ptr", "lse_ptr", "grad_value_ptr", "partial_ptr"), "*fp32")
+    types = argument_types(kernel, dtype, tiles, other | {"position_ptr": "*i64"})
+    name = f"value_embedding-{kernel.fn.__name__}-bins100-{TYPE_NAMES[dtype]}"
+    return Launch(name, kernel, types, tiles, options, ("width",), capabilities)

@@ -50,7 +50,9 @@ def in_full(op: Op, position_N: Tensor) -> Op:
 def full_inputs(tokens: int, bins: int, width: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
     """Tensors of ``in_full``, and positions, of which every one is asked for by several tokens or none."""
     rows = [torch.randn(shape, width).to(dtype) for shape in (1, 1, POSITIONS)]
-    return [values_of(tokens), *weights_of(bins, width, dtype), *rows], torch.randint(0, POSITIONS - 1, (tokens,))
+    return [values_of(tokens), *weights_of(bins, width, dtype), *rows], torch.randint(
+        0, POSITIONS - 1, (tokens,)
+    )
 
 
 def assert_exact(ours: list[Tensor], low: list[Tensor], exact: list[Tensor]) -> None:
@@ -83,7 +85,9 @@ def test_one_value_without_rows_of_its_own_or_a_position(dtype: torch.dtype) -> 
         with_gradients(lambda *x, op=op: op(*x, ALPHA), inputs, grad)
         for op in (value_embedding, reference.value_embedding)
     )
-    exact = with_gradients(lambda *x: reference.value_embedding(*x, ALPHA), [x.double() for x in inputs], grad)
+    exact = with_gradients(
+        lambda *x: reference.value_embedding(*x, ALPHA), [x.double() for x in inputs], grad
+    )
     assert_exact(ours, low, exact)
 
 
