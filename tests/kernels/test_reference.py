@@ -63,10 +63,46 @@ def test_value_embedding_is_the_formula(
 
 
 def test_value_embedding_gradients() -> None:
-    inputs = tuple(x.requires_grad_() for x in embedding_inputs(4, 5, 3, torch.float64))
-    assert torch.autograd.gradcheck(
-        lambda v, w1, b1, w2, b2, t: value_embedding(v, w1, b1, w2, b2, t, 0.7), inputs
-    )
+    tensors = [
+        *embedding_inputs(6, 5, 3, torch.float64),
+        *torch.randn(6, 1, 3, dtype=torch.float64).split([1, 1, 4]),
+    ]
+    tensors[0][2], tensors[0][4] = 102.0, 103.0
+
+    def op(*inputs: Tensor) -> Tensor:
+        *plain, mask_1D, pad_1D, table_P1D = inputs
+        return value_embedding(
+            *plain,
+            0.7,
+            mask_1D=mask_1D[0],
+            pad_1D=pad_1D[0],
+            mask_token_id=102,
+            pad_token_id=103,
+            position_table_PD=table_P1D[:, 0],
+            position_N=torch.tensor([3, 0, 0, 1, 3, 0]),
+        )
+
+    assert torch.autograd.gradcheck(op, [x.clone().requires_grad_() for x in tensors])
+
+
+def test_value_embedding_adds_positions_and_replaces_mask_and_pad_values() -> None:
+    value, *weights = embedding_inputs(4, 5, 3, torch.float64)
+    value[1], value[3] = 102.0, 103.0
+    mask, pad, table = (torch.randn(rows, 3, dtype=torch.float64) for rows in (1, 1, 9))
+    position = torch.tensor([8, 0, 8, 2])
+    plain = value_embedding(value, *weights, alpha=0.7)
+    expected = torch.stack([plain[0], mask[0], plain[2], pad[0]]) + table[position]
+    rows = {"mask_1D": mask, "pad_1D": pad, "mask_token_id": 102, "pad_token_id": 103}
+    positions = {"position_table_PD": table, "position_N": position}
+    out = value_embedding(value, *weights, alpha=0.7, **rows, **positions)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("given", ["mask_1D", "pad_1D", "position_table_PD", "position_N"])
+def test_value_embedding_refuses_half_a_pair(given: str) -> None:
+    inputs = embedding_inputs(4, 5, 3, torch.float32)
+    with pytest.raises(ValueError, match=r"belong together; give both or neither\."):
+        value_embedding(*inputs, alpha=0.7, **{given: torch.zeros(1, 3)})
 
 
 def attention_written_out(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:

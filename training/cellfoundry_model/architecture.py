@@ -44,7 +44,7 @@ class CellModel(nn.Module):
         self, value_N: Tensor, position_N: Tensor, cu_seqlens: Tensor, max_seqlen: int
     ) -> Tensor:
         """Encoder output of every token after the encoder's last LayerNorm, (N, D)."""
-        x_ND = self.value_embedding(value_N) + self.position_embedding(position_N)
+        x_ND = self.value_embedding(value_N, self.position_embedding.weight, position_N)
         return self.encoder(x_ND, cu_seqlens, max_seqlen)
 
     def cell_embedding(

@@ -1,6 +1,6 @@
 """Value embedding ("auto-discretization"): a scalar becomes a soft mixture of learned bins.
 
-Legend: N values, D width, B bins.
+Legend: N values, D width, B bins, P positions.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ class ValueEmbedding(nn.Module):
         self.mask_1D = nn.Parameter(EMBEDDING_STD * torch.randn(1, config.encoder_width))
         self.pad_1D = nn.Parameter(EMBEDDING_STD * torch.randn(1, config.encoder_width))
 
-    def forward(self, value_N: Tensor) -> Tensor:
-        """Embed float values (N,) -> (N, D)."""
-        x_ND = value_embedding(
+    def forward(
+        self, value_N: Tensor, position_table_PD: Tensor | None = None, position_N: Tensor | None = None
+    ) -> Tensor:
+        """Embed float values (N,) -> (N, D), in the same pass plus the table's rows of their positions."""
+        return value_embedding(
             value_N,
             self.hidden.weight,
             self.hidden.bias,
@@ -44,7 +46,10 @@ class ValueEmbedding(nn.Module):
             self.mix.bias,
             self.bins_BD,
             self.bin_alpha,
+            mask_1D=self.mask_1D,
+            pad_1D=self.pad_1D,
+            mask_token_id=self.mask_token_id,
+            pad_token_id=self.pad_token_id,
+            position_table_PD=position_table_PD,
+            position_N=position_N,
         )
-        value_N1 = value_N[:, None]
-        x_ND = torch.where(value_N1 == self.mask_token_id, self.mask_1D.to(x_ND.dtype), x_ND)
-        return torch.where(value_N1 == self.pad_token_id, self.pad_1D.to(x_ND.dtype), x_ND)

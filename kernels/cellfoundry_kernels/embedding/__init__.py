@@ -1,10 +1,11 @@
 """Scalars to vectors by soft discretization: the public op.
 
-Shape legend: N tokens, D width, B bins.
+Shape legend: N tokens, D width, B bins, P positions.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from cellfoundry_kernels.dispatch import use_triton
@@ -19,27 +20,79 @@ def value_embedding(
     mlp2_bias_B: Tensor,
     table_BD: Tensor,
     alpha: float,
+    *,
+    mask_1D: Tensor | None = None,
+    pad_1D: Tensor | None = None,
+    mask_token_id: float = 0.0,
+    pad_token_id: float = 0.0,
+    position_table_PD: Tensor | None = None,
+    position_N: Tensor | None = None,
 ) -> Tensor:
     """Embed scalars through a soft discretization into bins (xTrimoGene's "auto-discretization").
 
-    ``h = leaky_relu_0.1(mlp(v)); w = softmax(mlp2(h) + alpha * h); out = w @ table``. Replacing the embedding
-    of mask and pad values is the caller's task.
+    ``h = leaky_relu_0.1(mlp(v)); w = softmax(mlp2(h) + alpha * h); out = w @ table + position_table[position]``.
+    A value equal to ``mask_token_id`` or ``pad_token_id`` takes ``mask_1D`` or ``pad_1D`` instead of ``w @ table``
+    (pad where both are equal).
+
+    The kernels are used up to 127 bins (126 with mask and pad rows), the reference beyond; in float32 backward is
+    torch's. They write neither ``w`` nor its gradient to memory.
+
+    Forward takes 2 N B (B + D) FLOPs and writes N D elements, backward takes 2 N B (3 B + 2 D) and reads them: at
+    128,000 tokens, 100 bins and width 768 in bf16 28 and 60 us of products at 790 TFLOP/s, 46 and 46 us of
+    memory at 4.3 TB/s. The kernels' own products take 38 and 99 us there, because tiles hold 128 bins and
+    backward computes the shares four times; it reads the gradient twice, and once more for a position table.
 
     Args:
-        value_N: float values, (N,).
-        mlp_weight_B1: Weight of Linear(1, B), (B, 1); the weights' dtype is the result's.
+        value_N: float values, (N,); float32 keeps their digits whatever the weights' dtype.
+        mlp_weight_B1: Weight of Linear(1, B), (B, 1); fp32, fp16, bf16 (fp64 with the reference). The weights'
+            dtype, one for all of them, is the result's.
         mlp_bias_B: Its bias, (B,).
         mlp2_weight_BB: Weight of Linear(B, B), (out, in).
         mlp2_bias_B: Its bias, (B,).
         table_BD: One embedding a bin, (B, D).
         alpha: Weight of the skip connection into the logits.
+        mask_1D: Embedding of a mask value, (1, D); together with ``pad_1D``.
+        pad_1D: Embedding of a pad value, (1, D).
+        mask_token_id: The mask value.
+        pad_token_id: The pad value.
+        position_table_PD: One embedding a position, (P, D); together with ``position_N``.
+        position_N: Position of each token, int64 (N,), in [0, P). Outside the reference raises, the kernel
+            gives NaN.
 
     Returns:
-        (N, D). Forward FLOPs 2 N B (B + D); bytes at least N (1 + D) elements.
-    """
-    inputs = (value_N, mlp_weight_B1, mlp_bias_B, mlp2_weight_BB, mlp2_bias_B, table_BD)
-    if use_triton(table_BD):
-        from cellfoundry_kernels.embedding.kernel import value_embedding as twin
+        (N, D).
 
-        return twin(inputs, alpha)
-    return reference.value_embedding(*inputs, alpha=alpha)
+    Raises:
+        ValueError: One of a pair of arguments is missing.
+    """
+    if (mask_1D is None) != (pad_1D is None):
+        raise ValueError("value_embedding: mask_1D and pad_1D belong together; give both or neither.")
+    if (position_table_PD is None) != (position_N is None):
+        raise ValueError(
+            "value_embedding: position_table_PD and position_N belong together; give both or neither."
+        )
+    weights = (mlp_weight_B1, mlp_bias_B, mlp2_weight_BB, mlp2_bias_B)
+    if use_triton(table_BD):
+        from cellfoundry_kernels.embedding import kernel
+
+        own = [] if mask_1D is None or pad_1D is None else [mask_1D, pad_1D]
+        if kernel.fits(len(table_BD), len(table_BD) + len(own)):
+            table_RD = (
+                torch.cat([table_BD, *(row_1D.to(table_BD.dtype) for row_1D in own)]) if own else table_BD
+            )
+            token_ids = (float(mask_token_id), float(pad_token_id))
+            return kernel.value_embedding(
+                value_N, *weights, table_RD, alpha, position_table_PD, position_N, token_ids
+            )
+    return reference.value_embedding(
+        value_N,
+        *weights,
+        table_BD,
+        alpha,
+        mask_1D=mask_1D,
+        pad_1D=pad_1D,
+        mask_token_id=mask_token_id,
+        pad_token_id=pad_token_id,
+        position_table_PD=position_table_PD,
+        position_N=position_N,
+    )

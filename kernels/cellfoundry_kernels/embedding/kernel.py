@@ -1,160 +1,233 @@
-"""Soft discretization of scalars in one pass: the (tokens x bins) weights stay in registers.
+"""The value embedding as registered ops: one forward, and a backward in three independent parts.
 
-Shape legend: N tokens, B bins, I a slice of the input bins of mlp2, D width; kernel tiles carry the same letters.
+Backward is split by what is asked for: the discretisation's weights (and the values), the table, the position
+table. The first two read the output's gradient once each (backward.py); the third is torch's
+``embedding_dense_backward``, which sorts the tokens by position and reads it once more. It adds nothing
+atomically, and a kernel of ours could save no byte of it: the other two need the gradient in the tokens' order.
+
+Shape legend: as in forward.py.
 """
-
-# Arguments of a kernel have no Python type.
-# mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from cellfoundry_kernels.embedding import reference
-from cellfoundry_kernels.launch import TYPE_NAMES, Launch, LaunchOptions, argument_types, dot_precision, tile
+from cellfoundry_kernels.embedding import backward, backward_exact, forward
+from cellfoundry_kernels.launch import TYPE_NAMES, Launch, LaunchOptions, argument_types
 
-Parameters = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-@triton.jit
-def _hidden(value_N, mlp_weight_ptr, mlp_bias_ptr, bin_I, bins):
-    """Activations of the given bins, 0 beyond the last one; cheaper to compute twice than to keep."""
-    weight_I = tl.load(mlp_weight_ptr + bin_I, mask=bin_I < bins, other=0.0).to(tl.float32)
-    bias_I = tl.load(mlp_bias_ptr + bin_I, mask=bin_I < bins, other=0.0).to(tl.float32)
-    hidden_NI = value_N[:, None] * weight_I[None, :] + bias_I[None, :]
-    return tl.where(hidden_NI > 0, hidden_NI, 0.1 * hidden_NI)
+# A product of two bin tiles beyond this side does not fit a processor's registers and shared memory.
+BINS_LIMIT = 128
 
 
-@triton.jit
-def forward_kernel(
-    value_ptr,
-    mlp_weight_ptr,
-    mlp_bias_ptr,
-    mlp2_weight_ptr,
-    mlp2_bias_ptr,
-    table_ptr,
-    out_ptr,
-    alpha,
-    tokens,
-    bins,
-    width,
-    BLOCK_N: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-) -> None:
-    """One program embeds ``BLOCK_N`` scalars, ``BLOCK_D`` columns of the width at a time."""
-    token_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    bin_B = tl.arange(0, BLOCK_B)
-    is_token_N1 = (token_N < tokens)[:, None]
-    is_bin_B = bin_B < bins
-
-    value_N = tl.load(value_ptr + token_N, mask=token_N < tokens, other=0.0).to(tl.float32)
-    logits_NB = tl.zeros([BLOCK_N, BLOCK_B], tl.float32)
-    # mlp2 sums over input bins, a slice I at a time: a whole (bins x bins) weight does not fit the registers.
-    for first in range(0, BLOCK_B, BLOCK_I):
-        bin_I = first + tl.arange(0, BLOCK_I)
-        hidden_NI = _hidden(value_N, mlp_weight_ptr, mlp_bias_ptr, bin_I, bins)
-        # The weight is (out, in); read as (in, out).
-        mlp2_weight_IB = tl.load(
-            mlp2_weight_ptr + bin_B[None, :] * bins + bin_I[:, None],
-            mask=is_bin_B[None, :] & (bin_I < bins)[:, None],
-            other=0.0,
-        )
-        logits_NB += tl.dot(hidden_NI.to(mlp2_weight_IB.dtype), mlp2_weight_IB, input_precision=PRECISION)
-    mlp2_bias_B = tl.load(mlp2_bias_ptr + bin_B, mask=is_bin_B, other=0.0).to(tl.float32)
-    hidden_NB = _hidden(value_N, mlp_weight_ptr, mlp_bias_ptr, bin_B, bins)
-    logits_NB += mlp2_bias_B[None, :] + alpha * hidden_NB
-    logits_NB = tl.where(is_bin_B[None, :], logits_NB, float("-inf"))
-    share_NB = tl.exp(logits_NB - tl.max(logits_NB, 1)[:, None])
-    share_NB = share_NB / tl.sum(share_NB, 1)[:, None]
-
-    for first in range(0, width, BLOCK_D):
-        column_D = first + tl.arange(0, BLOCK_D)
-        is_column_1D = (column_D < width)[None, :]
-        table_BD = tl.load(
-            table_ptr + bin_B[:, None] * width + column_D[None, :],
-            mask=is_bin_B[:, None] & is_column_1D,
-            other=0.0,
-        )
-        out_ND = tl.dot(share_NB.to(table_BD.dtype), table_BD, input_precision=PRECISION)
-        # 64 bit: tokens x width passes 2^31.
-        out_offset_ND = token_N[:, None].to(tl.int64) * width + column_D[None, :]
-        tl.store(
-            out_ptr + out_offset_ND, out_ND.to(out_ptr.dtype.element_ty), mask=is_token_N1 & is_column_1D
-        )
+def _module(dtype: torch.dtype) -> ModuleType:
+    return backward_exact if dtype == torch.float32 else backward
 
 
-def tiles(dtype: torch.dtype, bins: int) -> dict[str, Any]:
-    """Tile sizes of the kernel; float32 products run on the plain cores and need smaller ones."""
-    exact = dtype == torch.float32
-    return {
-        "BLOCK_N": 16 if exact else 64,
-        "BLOCK_B": tile(bins),
-        "BLOCK_I": 16 if exact else min(32, tile(bins)),
-        "BLOCK_D": 16 if exact else 64,
-        "PRECISION": dot_precision(dtype),
-    }
+def fits(bins: int, rows: int) -> bool:
+    """Whether the kernels take so many bins."""
+    return forward.block_of_bins(bins, rows) <= BINS_LIMIT
 
 
-def options() -> LaunchOptions:
-    """Launch options of the kernel."""
-    return {"num_warps": 4, "num_stages": 2}
+@torch.library.custom_op("cellfoundry::value_embedding", mutates_args=())
+def _forward(
+    value_N: Tensor,
+    mlp_weight_B1: Tensor,
+    mlp_bias_B: Tensor,
+    mlp2_weight_BB: Tensor,
+    mlp2_bias_B: Tensor,
+    table_RD: Tensor,
+    position_table_PD: Tensor | None,
+    position_N: Tensor | None,
+    alpha: float,
+    mask_token_id: float,
+    pad_token_id: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Embeddings, and what backward takes up again: the softmax's log-sum and the two packed layers."""
+    bins = len(mlp_bias_B)
+    block_b = forward.block_of_bins(bins, len(table_RD))
+    affine_BK, mix_BI = forward.pack(mlp_weight_B1, mlp_bias_B, mlp2_weight_BB, mlp2_bias_B, block_b)
+    token_ids = (mask_token_id, pad_token_id)
+    out_ND, lse_N = forward.forward(
+        value_N, affine_BK, mix_BI, table_RD, position_table_PD, position_N, alpha, token_ids, bins
+    )
+    return out_ND, lse_N, affine_BK, mix_BI
 
 
-def forward(inputs: Parameters, alpha: float) -> Tensor:
-    """Launch the kernel over all tokens."""
-    value_N, table_BD = inputs[0], inputs[-1]
-    bins, width = table_BD.shape
-    out_ND = table_BD.new_empty(len(value_N), width)
-    blocks = tiles(table_BD.dtype, bins)
-    grid = (triton.cdiv(len(value_N), blocks["BLOCK_N"]),)
-    if grid[0]:
-        contiguous = (x.contiguous() for x in inputs)
-        forward_kernel[grid](*contiguous, out_ND, alpha, len(value_N), bins, width, **blocks, **options())
-    return out_ND
+@_forward.register_fake
+def _(
+    value_N: Tensor,
+    mlp_weight_B1: Tensor,
+    mlp_bias_B: Tensor,
+    mlp2_weight_BB: Tensor,
+    mlp2_bias_B: Tensor,
+    table_RD: Tensor,
+    position_table_PD: Tensor | None,
+    position_N: Tensor | None,
+    alpha: float,
+    mask_token_id: float,
+    pad_token_id: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tokens, block_b = len(value_N), forward.block_of_bins(len(mlp_bias_B), len(table_RD))
+    return (
+        table_RD.new_empty(tokens, table_RD.shape[1]),
+        table_RD.new_empty(tokens, dtype=torch.float32),
+        table_RD.new_empty(block_b, forward.PARTS),
+        table_RD.new_empty(block_b, block_b),
+    )
 
 
-class _ValueEmbedding(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, alpha: float, *inputs: Tensor) -> Tensor:
-        ctx.save_for_backward(*inputs)
-        ctx.alpha = alpha
-        return forward(inputs, alpha)  # type: ignore[arg-type]
+@torch.library.custom_op("cellfoundry::value_embedding_backward_bins", mutates_args=())
+def _backward_bins(
+    grad_ND: Tensor,
+    value_N: Tensor,
+    lse_N: Tensor,
+    affine_BK: Tensor,
+    mix_BI: Tensor,
+    table_RD: Tensor,
+    alpha: float,
+    need_value: bool,
+) -> tuple[Tensor, Tensor]:
+    """As ``backward.backward_bins``."""
+    return _module(table_RD.dtype).backward_bins(
+        grad_ND, value_N, lse_N, affine_BK, mix_BI, table_RD, alpha, need_value
+    )
 
-    @staticmethod
-    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
-        # Recomputed with the reference: its (tokens x bins) maps live only for this call.
-        needed = ctx.needs_input_grad[1:]
-        inputs = [x.detach().requires_grad_(need) for x, need in zip(ctx.saved_tensors, needed, strict=True)]
-        with torch.enable_grad():
-            out_ND = reference.value_embedding(*inputs, alpha=ctx.alpha)  # type: ignore[misc]
-            grads = iter(torch.autograd.grad(out_ND, [x for x in inputs if x.requires_grad], grad_ND))
-        return (None, *(next(grads) if need else None for need in needed))
+
+@_backward_bins.register_fake
+def _(
+    grad_ND: Tensor,
+    value_N: Tensor,
+    lse_N: Tensor,
+    affine_BK: Tensor,
+    mix_BI: Tensor,
+    table_RD: Tensor,
+    alpha: float,
+    need_value: bool,
+) -> tuple[Tensor, Tensor]:
+    sums_BC = lse_N.new_empty(len(mix_BI), len(mix_BI) + forward.PARTS)
+    return sums_BC, lse_N.new_empty(len(value_N) if need_value else 0)
 
 
-def value_embedding(inputs: Parameters, alpha: float) -> Tensor:
-    """As ``cellfoundry_kernels.embedding``; ``inputs`` are its tensors in order."""
-    return _ValueEmbedding.apply(alpha, *inputs)
+@torch.library.custom_op("cellfoundry::value_embedding_backward_table", mutates_args=())
+def _backward_table(
+    grad_ND: Tensor,
+    value_N: Tensor,
+    lse_N: Tensor,
+    affine_BK: Tensor,
+    mix_BI: Tensor,
+    alpha: float,
+    mask_token_id: float,
+    pad_token_id: float,
+    bins: int,
+    rows: int,
+) -> Tensor:
+    """As ``backward.backward_table``."""
+    token_ids = (mask_token_id, pad_token_id)
+    return _module(grad_ND.dtype).backward_table(
+        grad_ND, value_N, lse_N, affine_BK, mix_BI, alpha, token_ids, bins, rows
+    )
+
+
+@_backward_table.register_fake
+def _(
+    grad_ND: Tensor,
+    value_N: Tensor,
+    lse_N: Tensor,
+    affine_BK: Tensor,
+    mix_BI: Tensor,
+    alpha: float,
+    mask_token_id: float,
+    pad_token_id: float,
+    bins: int,
+    rows: int,
+) -> Tensor:
+    return grad_ND.new_empty(rows, grad_ND.shape[1])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    value_N, _, mlp_bias_B, _, _, table_RD, position_table_PD, position_N, *ctx.scalars = inputs
+    _, lse_N, affine_BK, mix_BI = output
+    ctx.bins = len(mlp_bias_B)
+    ctx.positions = 0 if position_table_PD is None else len(position_table_PD)
+    ctx.save_for_backward(value_N, lse_N, affine_BK, mix_BI, table_RD, position_N)
+
+
+def _gradients(ctx: Any, grad_ND: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    value_N, lse_N, affine_BK, mix_BI, table_RD, position_N = ctx.saved_tensors
+    need_value, *need_weights = ctx.needs_input_grad[:5]
+    alpha, mask_token_id, pad_token_id = ctx.scalars
+    bins, dtype = ctx.bins, table_RD.dtype
+    shared = (grad_ND, value_N, lse_N, affine_BK, mix_BI)
+    grads: list[Tensor | None] = [None] * 7
+    if need_value or any(need_weights):
+        sums_BC, grad_value_N = _backward_bins(*shared, table_RD, alpha, need_value)
+        grad_mix_BI, grad_affine_BK = sums_BC[:bins].split([len(mix_BI), forward.PARTS], 1)
+        grads[0] = grad_value_N.to(value_N.dtype) if need_value else None
+        # The three parts of a scalar multiply the same weight.
+        grads[1] = grad_affine_BK[:, :3].sum(1, keepdim=True).to(dtype)
+        grads[2] = grad_affine_BK[:, 3].to(dtype, copy=True)
+        grads[3] = grad_mix_BI[:, :bins].to(dtype, copy=True)
+        grads[4] = grad_mix_BI[:, bins].to(dtype, copy=True)
+    if ctx.needs_input_grad[5]:
+        grads[5] = _backward_table(*shared, alpha, mask_token_id, pad_token_id, bins, len(table_RD))
+    if ctx.needs_input_grad[6]:
+        grads[6] = torch.ops.aten.embedding_dense_backward(grad_ND, position_N, ctx.positions, -1, False)
+    return (*grads, None, None, None, None)
+
+
+_forward.register_autograd(_gradients, setup_context=_setup_context)
+
+
+def value_embedding(
+    value_N: Tensor,
+    mlp_weight_B1: Tensor,
+    mlp_bias_B: Tensor,
+    mlp2_weight_BB: Tensor,
+    mlp2_bias_B: Tensor,
+    table_RD: Tensor,
+    alpha: float,
+    position_table_PD: Tensor | None,
+    position_N: Tensor | None,
+    token_ids: tuple[float, float],
+) -> Tensor:
+    """As ``cellfoundry_kernels.embedding``; behind the bins' rows the table holds those of mask and pad, if any."""
+    weights = (mlp_weight_B1, mlp_bias_B, mlp2_weight_BB, mlp2_bias_B, table_RD)
+    return _forward(value_N, *weights, position_table_PD, position_N, alpha, *token_ids)[0]
 
 
 def published_launches() -> list[Launch]:
-    """What runs at 100 bins."""
-    other = {"value_ptr": "*fp32", "alpha": "fp32"}
-    return [
-        Launch(
-            f"value_embedding-forward-bins100-{TYPE_NAMES[dtype]}",
-            forward_kernel,
-            argument_types(forward_kernel, dtype, tiles(dtype, 100), other),
-            tiles(dtype, 100),
-            options(),
-            ("width",),
-        )
-        for dtype in (torch.float32, torch.bfloat16)
+    """What runs at 100 bins, with mask and pad rows, and with positions."""
+    block_b, half = forward.block_of_bins(100, 102), torch.bfloat16
+    position, no_value = {"HAS_POSITION": True}, {"NEED_VALUE": False}
+    found = [
+        _launch(forward.pack_kernel, dtype, {"BLOCK_B": block_b}, forward.PACK_OPTIONS)
+        for dtype in (torch.float32, half)
     ]
+    for dtype in (torch.float32, half):
+        tiles = forward.forward_tiles(dtype, block_b) | position
+        found.append(_launch(forward.forward_kernel, dtype, tiles, forward.FORWARD_OPTIONS))
+    for capability in (80, 90):
+        tiles = backward.bins_tiles(half, block_b, capability) | no_value
+        kernel, options = backward.backward_bins_kernel, backward.BINS_OPTIONS
+        found.append(_launch(kernel, half, tiles, options, (capability,)))
+    tiles = backward.table_tiles(half, block_b)
+    found.append(_launch(backward.backward_table_kernel, half, tiles, backward.TABLE_OPTIONS))
+    return found
+
+
+def _launch(
+    kernel: Any,
+    dtype: torch.dtype,
+    tiles: dict[str, Any],
+    options: LaunchOptions,
+    capabilities: tuple[int, ...] = (80, 90),
+) -> Launch:
+    other = dict.fromkeys(("alpha", "mask_token_id", "pad_token_id", "lowest"), "fp32")
+    other |= dict.fromkeys(("value_ptr", "lse_ptr", "grad_value_ptr", "partial_ptr"), "*fp32")
+    types = argument_types(kernel, dtype, tiles, other | {"position_ptr": "*i64"})
+    name = f"value_embedding-{kernel.fn.__name__}-bins100-{TYPE_NAMES[dtype]}"
+    return Launch(name, kernel, types, tiles, options, ("width",), capabilities)

@@ -2,38 +2,163 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 
 import pytest
 import torch
-from twins import DTYPES, assert_as_exact_as_the_reference, with_gradients
+from torch import Tensor
+from twins import (
+    DTYPES,
+    assert_as_exact_as_the_reference,
+    assert_compiles_whole,
+    relative_rms,
+    with_gradients,
+)
 
 from cellfoundry_kernels import value_embedding
-from cellfoundry_kernels.embedding import reference
+from cellfoundry_kernels.embedding import backward, backward_exact, kernel, reference
+
+ALPHA, MASK, PAD, POSITIONS = 0.7, 102.0, 103.0, 20
+Op = Callable[..., Tensor]
+
+
+def weights_of(bins: int, width: int, dtype: torch.dtype) -> list[Tensor]:
+    """The two layers as torch initialises a Linear, and the table."""
+    layers = [(bins, 1, 1), (bins, 1), (bins, bins, bins), (bins, bins)]
+    uniform = [(2 * torch.rand(shape) - 1) / fan_in**0.5 for *shape, fan_in in layers]
+    return [x.to(dtype) for x in (*uniform, torch.randn(bins, width))]
+
+
+def values_of(tokens: int) -> Tensor:
+    """Values of cells, a mask and a pad value among them."""
+    value_N = 10 * torch.rand(tokens)
+    value_N[1::7], value_N[2::11] = MASK, PAD
+    return value_N
+
+
+def in_full(op: Op, position_N: Tensor) -> Op:
+    """``op`` with mask and pad rows and positions, of tensors in one row."""
+
+    def call(*inputs: Tensor) -> Tensor:
+        *plain, mask_1D, pad_1D, table_PD = inputs
+        rows = {"mask_1D": mask_1D, "pad_1D": pad_1D, "mask_token_id": MASK, "pad_token_id": PAD}
+        return op(*plain, ALPHA, **rows, position_table_PD=table_PD, position_N=position_N)
+
+    return call
+
+
+def full_inputs(tokens: int, bins: int, width: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Tensors of ``in_full``, and positions, of which every one is asked for by several tokens or none."""
+    rows = [torch.randn(shape, width).to(dtype) for shape in (1, 1, POSITIONS)]
+    return [values_of(tokens), *weights_of(bins, width, dtype), *rows], torch.randint(
+        0, POSITIONS - 1, (tokens,)
+    )
+
+
+def assert_exact(ours: list[Tensor], low: list[Tensor], exact: list[Tensor]) -> None:
+    """As the helper, with values' gradients held to the weights' dtype: values are float32 in half precision too."""
+    assert [x.dtype for x in ours] == [x.dtype for x in low]
+    ours[1], low[1] = ours[1].to(ours[0].dtype), low[1].to(low[0].dtype)
+    assert_as_exact_as_the_reference(ours, low, exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("tokens", "bins", "width"),
-    [(70, 100, 40), (1, 10, 8)],
-    ids=["tokens70-bins100-d40", "tokens1-bins10-d8"],
+    [(300, 100, 40), (12, 15, 7)],
+    ids=["tokens300-bins100-d40", "tokens12-bins15-d7"],
 )
 def test_value_embedding(dtype: torch.dtype, tokens: int, bins: int, width: int) -> None:
-    shapes = [(bins, 1), (bins,), (bins, bins), (bins,), (bins, width)]
-    weights = [torch.randn(shape).to(dtype) / (bins**0.5 if shape == (bins, bins) else 1) for shape in shapes]
-    inputs = [10 * torch.rand(tokens), *weights]
+    inputs, position_N = full_inputs(tokens, bins, width, dtype)
     grad = torch.randn(tokens, width).to(dtype)
-
-    ours = with_gradients(partial(value_embedding, alpha=0.7), inputs, grad)
-    torch_op = partial(reference.value_embedding, alpha=0.7)
+    ours = with_gradients(in_full(value_embedding, position_N), inputs, grad)
+    torch_op = in_full(reference.value_embedding, position_N)
     low = with_gradients(torch_op, inputs, grad)
     exact = with_gradients(torch_op, [x.double() for x in inputs], grad)
-    if dtype == torch.float32:
-        assert_as_exact_as_the_reference(ours, low, exact)
-    else:  # backward is the reference itself there
-        assert_as_exact_as_the_reference(ours[:1], low[:1], exact[:1])
+    assert_exact(ours, low, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_value_without_rows_of_its_own_or_a_position(dtype: torch.dtype) -> None:
+    inputs, grad = [torch.tensor([MASK / 20]), *weights_of(10, 8, dtype)], torch.randn(1, 8).to(dtype)
+    ours, low = (
+        with_gradients(lambda *x, op=op: op(*x, ALPHA), inputs, grad)
+        for op in (value_embedding, reference.value_embedding)
+    )
+    exact = with_gradients(
+        lambda *x: reference.value_embedding(*x, ALPHA), [x.double() for x in inputs], grad
+    )
+    assert_exact(ours, low, exact)
+
+
+def test_the_kernels_of_backward_are_exact_in_float32_too() -> None:
+    """They run in half precision only; what they compute beyond its rounding shows in float32."""
+    value_N, *weights = [values_of(150), *weights_of(20, 24, torch.float32)]
+    table_RD, grad_ND = torch.cat([weights.pop(), torch.randn(2, 24)]), torch.randn(150, 24)
+    _, *saved = kernel._forward(value_N, *weights, table_RD, None, None, ALPHA, MASK, PAD)
+    (ours_BC, *our_values), (wanted_BC, *wanted_values) = (
+        module.backward_bins(grad_ND, value_N, *saved, table_RD, ALPHA, True)
+        for module in (backward, backward_exact)
+    )
+    ours_BC[:, 32] += ours_BC[:, 33] + ours_BC[:, 34]  # the three parts of a scalar multiply the same weight
+    for columns in (slice(20), 20, 32, 35):  # mlp2's weight and bias, mlp's weight and bias
+        assert relative_rms(ours_BC[:20, columns], wanted_BC[:20, columns]) <= 1e-5
+    assert relative_rms(*our_values, *wanted_values) <= 1e-5
+    tables = (
+        module.backward_table(grad_ND, value_N, *saved, ALPHA, (MASK, PAD), 20, 22)
+        for module in (backward, backward_exact)
+    )
+    assert relative_rms(*tables) <= 1e-5
+
+
+# NumPy's, of the interpreter: a maximum over NaN only is what is tested.
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
+def test_a_nan_comes_out_and_stays_with_its_token() -> None:
+    inputs, position_N = full_inputs(9, 10, 8, torch.float16)
+    inputs[0][4] = torch.nan
+    position_N[6] = POSITIONS  # no such position
+    is_nan = in_full(value_embedding, position_N)(*inputs).isnan()
+    assert is_nan.any(1).tolist() == is_nan.all(1).tolist() == [token in (4, 6) for token in range(9)]
+
+
+def test_inputs_may_be_views_and_more_bins_than_fit_run_the_reference() -> None:
+    inputs, position_N = full_inputs(10, 10, 8, torch.float32)
+    strided = [torch.stack([x, x], -1)[..., 0] for x in inputs]
+    op = in_full(value_embedding, position_N)
+    torch.testing.assert_close(op(*strided), op(*inputs), rtol=0, atol=0)
+    inputs, position_N = full_inputs(5, 128, 8, torch.float32)
+    wanted = in_full(reference.value_embedding, position_N)(*inputs)
+    torch.testing.assert_close(in_full(value_embedding, position_N)(*inputs), wanted, rtol=0, atol=0)
+
+
+def test_only_what_is_needed_has_a_gradient() -> None:
+    inputs, position_N = full_inputs(5, 10, 8, torch.float16)
+    for index in (0, 5, 8):
+        inputs[index].requires_grad_()
+        in_full(value_embedding, position_N)(*inputs).sum().backward()
+        assert [x.grad is not None for x in inputs] == [other == index for other in range(9)]
+        inputs[index].requires_grad_(False)
+        inputs[index].grad = None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_value_embedding_is_a_registered_op(dtype: torch.dtype) -> None:
+    inputs, position_N = full_inputs(9, 10, 8, dtype)
+    grad = torch.randn(9, 8).to(dtype)
+    value_N, *weights, mask_1D, pad_1D, table_PD = [x.requires_grad_() for x in inputs]
+    weights[-1] = torch.cat([weights[-1], mask_1D, pad_1D]).detach().requires_grad_()
+    scalars = (ALPHA, MASK, PAD)
+    torch.library.opcheck(kernel._forward, (value_N, *weights, table_PD, position_N, *scalars))
+    detached = [x.detach() for x in (value_N, *weights)]
+    _, *saved = kernel._forward(*detached, None, None, *scalars)
+    saved = [grad, detached[0], *saved]
+    torch.library.opcheck(kernel._backward_bins, (*saved, detached[-1], ALPHA, True))
+    torch.library.opcheck(kernel._backward_table, (*saved, *scalars, 10, 12))
+    assert_compiles_whole(in_full(value_embedding, position_N), inputs, grad)
 
 
 def test_nothing_to_do_launches_nothing() -> None:
-    weights = [torch.randn(shape) for shape in ((16, 1), (16,), (16, 16), (16,), (16, 8))]
-    assert partial(value_embedding, alpha=1.0)(torch.empty(0), *weights).shape == (0, 8)
+    inputs, position_N = full_inputs(0, 16, 8, torch.float16)
+    out, *grads = with_gradients(in_full(value_embedding, position_N), inputs, torch.empty(0, 8))
+    assert out.shape == (0, 8)
+    assert not any(grad.any() for grad in grads)
