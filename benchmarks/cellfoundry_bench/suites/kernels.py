@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from cellfoundry_bench.kernels.attention import attention_batches, attention_curve, attention_rows
-from cellfoundry_bench.kernels.compile_report import CAPABILITIES, compile_rows
 from cellfoundry_bench.kernels.model import (
     encoder_layer_rows,
     packed_against_padded_row,
@@ -40,9 +39,17 @@ def run() -> SuiteResult:
     rows += training_step_rows(16, device, roofline)
     if not cuda:
         rows += [packed_against_padded_row(preset, cell_lengths(64), rounds=3) for preset in ("tiny", "10m")]
-    if importlib.util.find_spec("triton"):
-        rows += [row for capability in CAPABILITIES for row in compile_rows(capability)]
+    rows += _compile_rows()
     return SuiteResult(rows, [attention_curve(device)])
+
+
+def _compile_rows() -> list[Row]:
+    """The compile report, where triton exists (on Linux)."""
+    if importlib.util.find_spec("triton") is None:
+        return []
+    from cellfoundry_bench.kernels.compile_report import compile_rows
+
+    return compile_rows()
 
 
 def cell_lengths(cells: int) -> np.ndarray:
