@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -320,6 +323,63 @@ def test_parquet(
         for cell, (_, gene), value in zip(cells, places, counts.tolist(), strict=True)
     ]
     check(path, reference(entries, len(order)), block_cells)
+
+
+TABLE_FAULTS: dict[str, Callable[[list[list[str]]], object]] = {
+    "a value too many": lambda rows: rows[-1].append("1"),
+    "a value too few": lambda rows: rows[-1].pop(),
+    "no number": lambda rows: rows[-1].__setitem__(-1, "many"),
+    "nothing": lambda rows: rows[-1].__setitem__(-1, ""),
+    "a gene too many": lambda rows: rows[0].append("GENE6"),
+    "two genes too few": lambda rows: (rows[0].pop(), rows[0].pop()),
+    "no genes": lambda rows: rows[0].__delitem__(slice(1, None)),
+}
+
+
+@fuzz
+@given(
+    coordinates(),
+    st.sampled_from([1, 2, 100]),
+    st.sampled_from([".csv", ".tsv", ".csv.gz", ".tsv.gz"]),
+    st.sampled_from([None, "", "cell", "barcode"]),
+    st.sampled_from(["c", "a b", "c,\t", 'c "x" ', "\u00e9\u6f22"]),
+    st.sampled_from(["\n", "\r\n", "\n\n"]),
+    st.sampled_from([None, None, *TABLE_FAULTS]),
+)
+def test_tables(
+    tmp_path_factory: pytest.TempPathFactory,
+    case: Any,
+    block_cells: int,
+    suffix: str,
+    corner: str | None,
+    name: str,
+    end: str,
+    fault: str | None,
+) -> None:
+    n_cells, places, counts, inside = case
+    if not inside:
+        return
+    matrix = np.zeros((n_cells, len(GENES)))
+    for (cell, gene), value in zip(places, counts.tolist(), strict=True):
+        matrix[cell, gene] = value
+    rows = [
+        [*([] if corner is None else [corner]), *GENES],
+        *([f"{name}{cell}", *map(repr, line)] for cell, line in enumerate(matrix.tolist())),
+    ]
+    if fault:
+        TABLE_FAULTS[fault](rows)
+    text = io.StringIO()
+    csv.writer(text, delimiter="," if "csv" in suffix else "\t", lineterminator=end).writerows(rows)
+    path = tmp_path_factory.mktemp("fuzz") / f"a{suffix}"
+    content = text.getvalue().encode()
+    path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+    entries = [
+        (cell, gene, value)
+        for cell, line in enumerate(matrix.tolist())
+        for gene, value in enumerate(line)
+        if value or value != value
+    ]
+    check(path, None if fault else reference(entries, n_cells), block_cells)
 
 
 @st.composite
