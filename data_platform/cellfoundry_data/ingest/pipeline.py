@@ -24,7 +24,7 @@ from cellfoundry_data.errors import DataError
 from cellfoundry_data.ingest.appending import generation, store_to_append_to, stores_schema, take_frame
 from cellfoundry_data.ingest.duplicate_keys import HASHES, DuplicateSearch, ShardHashes
 from cellfoundry_data.ingest.duplicates import n_ranges
-from cellfoundry_data.ingest.jobs import run_items, silent_ray_data
+from cellfoundry_data.ingest.jobs import collector_at_rest, run_items, silent_ray_data
 from cellfoundry_data.ingest.obs_columns import common_schema
 from cellfoundry_data.ingest.plan import (
     Progress,
@@ -109,7 +109,7 @@ def ingest(
     refuse_foreign_folder(store)
     options = _options(vocab, aliases, layer, values, limits, min_genes, seed)
     sources = expand_sources(sources)
-    with work_folder(store) as path:
+    with work_folder(store) as path, collector_at_rest():
         work = WorkFolder(path, store)
         if fresh:
             work.keep_only(set())

@@ -169,14 +169,15 @@ def _obs_schema(source: SourceCells) -> pa.Schema:
     )
 
 
-def open_cells(path: str, options: ReadOptions) -> SourceCells:
-    """The cells of one source as ``options`` say."""
+def open_cells(path: str, options: ReadOptions, alignment: GeneAlignment | None = None) -> SourceCells:
+    """The cells of one source as ``options`` say; its ``alignment`` is found where it is not known."""
     return SourceCells(
         path,
         options.vocabulary,
         values="counts" if options.values == "counts" else "normalized",
         layer=options.layer,
         aliases=options.aliases,
+        alignment=alignment,
     )
 
 

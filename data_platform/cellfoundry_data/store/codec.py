@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, Literal
 
 import google_crc32c
 import numpy as np
@@ -40,11 +40,10 @@ class PieceError(Exception):
 
 def pack(chunk: npt.NDArray[Any], profile: Profile) -> bytes:
     """One chunk of an array as it lies in the shard file; the same chunk gives the same bytes."""
-    content = np.ascontiguousarray(chunk).astype(chunk.dtype.newbyteorder("<"), copy=False).tobytes()
-    if profile == "compact":
-        parameters = _BYTES if chunk.dtype == np.uint8 else _WORDS
-        content = zstandard.ZstdCompressor(compression_params=parameters).compress(content)
-    return seal(content)
+    content = np.ascontiguousarray(chunk).astype(chunk.dtype.newbyteorder("<"), copy=False)
+    if profile == "fast":
+        return seal(content.tobytes())
+    return seal(_compressor("bytes" if chunk.dtype == np.uint8 else "words").compress(content))
 
 
 def unpack(stored: npt.NDArray[np.uint8], size: int, profile: Profile) -> npt.NDArray[np.uint8]:
@@ -77,6 +76,15 @@ def seal(content: bytes) -> bytes:
 def is_sealed(stored: npt.NDArray[np.uint8]) -> bool:
     """Whether the CRC-32C at the end is that of the bytes before it."""
     return len(stored) > CRC_BYTES and google_crc32c.value(stored) == _RESIDUE
+
+
+def _compressor(kind: Literal["bytes", "words"]) -> zstandard.ZstdCompressor:
+    """One of each kind a thread, as ``_decompressor``."""
+    if not hasattr(_contexts, kind):
+        parameters = _BYTES if kind == "bytes" else _WORDS
+        setattr(_contexts, kind, zstandard.ZstdCompressor(compression_params=parameters))
+    compressor: zstandard.ZstdCompressor = getattr(_contexts, kind)
+    return compressor
 
 
 def _decompressor() -> zstandard.ZstdDecompressor:
