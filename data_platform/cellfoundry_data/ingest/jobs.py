@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import json
 import logging
 import time
@@ -13,6 +12,7 @@ from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 from cellfoundry_data.errors import DataError
+from cellfoundry_data.ingest.process_memory import settle_worker
 
 TELL_EVERY_S = 2.0
 """A message costs the driver some 5 ms."""
@@ -47,7 +47,7 @@ def run_items(function: Callable[[Any], Iterable[int]], items: Sequence[Any]) ->
     import ray
 
     def run(row: dict[str, Any]) -> Iterator[dict[str, str]]:
-        gc.freeze()  # for good, see ``collector_at_rest``
+        settle_worker()
         item, done, told = row["item"], 0, time.monotonic()
         try:
             for done in function(items[item]):
@@ -81,20 +81,6 @@ def run_items(function: Callable[[Any], Iterable[int]], items: Sequence[Any]) ->
             f"a Ray worker died ({type(error).__name__}): most often the machine ran out of memory; run the same "
             "command again to continue, with fewer --cpus where it recurs."
         ) from error
-
-
-@contextmanager
-def collector_at_rest() -> Iterator[None]:
-    """Python's collector leaves alone what is there before the block.
-
-    The modules of Ray, Arrow and ours are 250,000 objects; it would look through them again and again while Numba and
-    Ray start and the gene names are read, 0.3 CPU-seconds in the driver and 0.2 in a worker.
-    """
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _rows(tasks: Any) -> Generator[dict[str, Any]]:

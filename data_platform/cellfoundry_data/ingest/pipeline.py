@@ -24,7 +24,7 @@ from cellfoundry_data.errors import DataError
 from cellfoundry_data.ingest.appending import generation, store_to_append_to, stores_schema, take_frame
 from cellfoundry_data.ingest.duplicate_keys import HASHES, DuplicateSearch, ShardHashes
 from cellfoundry_data.ingest.duplicates import n_ranges
-from cellfoundry_data.ingest.jobs import collector_at_rest, run_items, silent_ray_data
+from cellfoundry_data.ingest.jobs import run_items, silent_ray_data
 from cellfoundry_data.ingest.obs_columns import common_schema
 from cellfoundry_data.ingest.plan import (
     Progress,
@@ -35,6 +35,7 @@ from cellfoundry_data.ingest.plan import (
     look_at_sources,
     source_names,
 )
+from cellfoundry_data.ingest.process_memory import collector_at_rest
 from cellfoundry_data.ingest.publishing import manifest_digest, publish_build, resume_publishing
 from cellfoundry_data.ingest.reports import PartReport, ReadProgress, source_entry
 from cellfoundry_data.ingest.shards import CELLS_PER_SHARD, ShardBuild, count_buckets
