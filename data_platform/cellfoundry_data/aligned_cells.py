@@ -1,7 +1,7 @@
 """A block of a source onto the vocabulary's genes: checks, mapping, order and sums in one pass over its entries.
 
-Speed (one core, 1,600 entries a cell): 10 us a cell where the columns come in the vocabulary's order, 18 us where
-they do not; separate numpy passes and scipy's sort took 40 to 90 us.
+Speed (one core, 1,600 entries a cell): 4 us a cell where the columns come in the vocabulary's order, 12 us where
+they do not.
 """
 
 from __future__ import annotations

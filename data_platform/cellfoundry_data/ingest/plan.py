@@ -23,7 +23,7 @@ from cellfoundry_data.urls import filesystem, is_url
 from cellfoundry_data.vocabulary import GeneAlignment, Vocabulary
 
 PART_CELLS = 2**16
-"""Cells of a part: some 8 s of work. Fixed, because parts decide the order of floating-point sums."""
+"""Cells of a part: some 2 s of work. Fixed, because parts decide the order of floating-point sums."""
 
 SAMPLE_CELLS = 128
 """Cells read to foresee how many entries a source has."""
