@@ -43,7 +43,7 @@ def pack(chunk: npt.NDArray[Any], profile: Profile) -> bytes:
     content = np.ascontiguousarray(chunk).astype(chunk.dtype.newbyteorder("<"), copy=False)
     if profile == "fast":
         return seal(content.tobytes())
-    return seal(_compressor("bytes" if chunk.dtype == np.uint8 else "words").compress(content))
+    return seal(_compressor("bytes" if chunk.dtype == np.uint8 else "words").compress(content.data))
 
 
 def unpack(stored: npt.NDArray[np.uint8], size: int, profile: Profile) -> npt.NDArray[np.uint8]:
