@@ -38,6 +38,7 @@ class SourceCells:
         layer: which matrix: "X", "raw" or a layer's name. None is the first that holds whole numbers, with a
             UserWarning where that is not ``X``; for "normalized" values it is always ``X``.
         aliases: other names of genes, see ``vocabulary.align``.
+        alignment: that of the same source when it was opened before, which need not be found again.
 
     Attributes:
         n_cells: number of cells.
@@ -64,6 +65,7 @@ class SourceCells:
         total_column: bool = False,
         layer: str | None = None,
         aliases: Aliases | None = None,
+        alignment: GeneAlignment | None = None,
     ) -> None:
         wanted = "X" if layer is None and values == "normalized" else layer
         self._source: CountsSource = (
@@ -78,7 +80,7 @@ class SourceCells:
         self.format = self._source.format
         self.matrix_name = self._source.matrix_name
         self.row_access = self._source.row_access
-        self.alignment = self._align(aliases)
+        self.alignment = self._known(alignment) if alignment else self._align(aliases)
         self.counts_read = 0.0
         if wanted is None and self.matrix_name != "X":
             warnings.warn(
@@ -134,6 +136,13 @@ class SourceCells:
                 raise self._bad_value(first_row, block, error) from None
             self.counts_read += total
             yield cells, totals
+
+    def _known(self, alignment: GeneAlignment) -> GeneAlignment:
+        if len(alignment.column_to_gene) != self._source.n_columns - self._total_column:
+            raise DataError(
+                f"{self._source.path}: was changed since it was opened; run the same command again."
+            )
+        return alignment
 
     def _align(self, aliases: Aliases | None) -> GeneAlignment:
         source, n_genes = self._source, self._source.n_columns - self._total_column

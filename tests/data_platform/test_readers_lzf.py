@@ -48,12 +48,23 @@ def test_any_range_is_what_hdf5_reads(tmp_path: Path, data: st.DataObject) -> No
 @example(stream=b"\x00\x07\xff\xff\x00", size=300)
 @example(stream=b"\x1f", size=300)
 @example(stream=b"\x00\x01\xe0", size=300)
+@example(stream=b"\x03abcd\x00e\x20\x03", size=8)
+@example(stream=b"\x03abcd\x00e\x20\x03", size=7)
+@example(stream=b"\x03abcd\x00e\x20\x04", size=300)
 def test_no_stream_writes_outside(stream: bytes, size: int) -> None:
     room = np.full(size + 64, 0xAB, np.uint8)
     written = int(decompress(np.frombuffer(stream, np.uint8), room[32 : 32 + size]))
     assert written <= size or written == 2**63
     assert (room[:32] == 0xAB).all()
     assert (room[32 + size :] == 0xAB).all()
+
+
+@pytest.mark.parametrize(("back", "number"), [(4, b"ebcd"), (3, b"ecde"), (1, b"eeee")])
+def test_a_new_byte_before_three_old_ones(back: int, number: bytes) -> None:
+    room = np.zeros(8, np.uint8)
+    stream = b"\x03abcd\x00e\x20" + bytes([back - 1])
+    assert decompress(np.frombuffer(stream, np.uint8), room) == 8
+    assert room.tobytes() == b"abcd" + number
 
 
 def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:

@@ -219,6 +219,19 @@ def test_no_common_gene_names_the_file(tmp_path: Path) -> None:
         SourceCells(tmp_path / "x.h5ad", VOCAB)
 
 
+def test_a_known_alignment_is_taken_as_it_is(tmp_path: Path) -> None:
+    vocab = Vocabulary(("A", "B", "C"))
+    make([[1, 2, 3]], ["C", "other", "A"]).write_h5ad(tmp_path / "a.h5ad")
+    make([[1, 2]], ["C", "A"]).write_h5ad(tmp_path / "b.h5ad")
+    found = SourceCells(tmp_path / "a.h5ad", vocab).alignment
+    again = SourceCells(tmp_path / "a.h5ad", vocab, alignment=found)
+    assert whole(again, 3).tolist() == [[3, 0, 1]]
+    with pytest.raises(
+        DataError, match=r"b\.h5ad: was changed since it was opened; run the same command again"
+    ):
+        SourceCells(tmp_path / "b.h5ad", vocab, alignment=found)
+
+
 @pytest.mark.parametrize("corner", ["CD3D", "ENSG00000167286"])
 def test_a_table_without_cell_names_is_refused(corner: str, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text(f"{corner},LYZ,NKG7\n5,1,2\n6,3,4\n")

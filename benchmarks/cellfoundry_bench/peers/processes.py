@@ -100,12 +100,12 @@ def _peak_bytes(pid: int) -> int:
 
 
 def _kind(pid: int) -> str:
-    """By the name that Ray gives its workers; an actor with an underscore is one of Ray's own."""
+    """By the name that Ray gives its workers; actors with an underscore and two agents are Ray's own."""
     try:
         arguments = (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
     except OSError:
         return "daemon"
     name, script = arguments[0], arguments[1] if len(arguments) > 1 else b""
-    own_actor = name.startswith(b"ray::_")
+    own = name.startswith((b"ray::_", b"ray::DashboardAgent", b"ray::RuntimeEnvAgent"))
     is_worker = name.startswith(b"ray::") or script.endswith(b"default_worker.py")
-    return "worker" if is_worker and not own_actor else "daemon"
+    return "worker" if is_worker and not own else "daemon"

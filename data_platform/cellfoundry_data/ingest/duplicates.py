@@ -91,13 +91,15 @@ def _range_of(path: str | Path, n_ranges: int, number: int) -> npt.NDArray[np.ui
 
 @numba.njit(nogil=True, cache=True)
 def _hash_rows(indptr, gene_ids, count_bits):  # type: ignore[no-untyped-def]
-    """Sums of two mixes of (gene << 32 | bits of the count) over each row."""
+    """Sums of two mixes of (gene << 32 | bits of the count) over each row, sliced so that it becomes vector code."""
     cells = len(indptr) - 1
     hashes = np.zeros((cells, 2), np.uint64)
     for cell in range(cells):
+        genes = gene_ids[indptr[cell] : indptr[cell + 1]]
+        bits = count_bits[indptr[cell] : indptr[cell + 1]]
         first = second = np.uint64(0)
-        for entry in range(indptr[cell], indptr[cell + 1]):
-            pair = (np.uint64(gene_ids[entry]) << np.uint64(32)) | np.uint64(count_bits[entry])
+        for entry in range(len(genes)):
+            pair = (np.uint64(genes[entry]) << np.uint64(32)) | np.uint64(bits[entry])
             first += _mix(pair)
             second += _mix(pair ^ np.uint64(0x6A09E667F3BCC908))
         hashes[cell, 0], hashes[cell, 1] = first, second

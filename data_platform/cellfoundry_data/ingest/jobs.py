@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 from cellfoundry_data.errors import DataError
+from cellfoundry_data.ingest.process_memory import settle_worker
 
 TELL_EVERY_S = 2.0
 """A message costs the driver some 5 ms."""
@@ -46,6 +47,7 @@ def run_items(function: Callable[[Any], Iterable[int]], items: Sequence[Any]) ->
     import ray
 
     def run(row: dict[str, Any]) -> Iterator[dict[str, str]]:
+        settle_worker()
         item, done, told = row["item"], 0, time.monotonic()
         try:
             for done in function(items[item]):

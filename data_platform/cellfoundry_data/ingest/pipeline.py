@@ -35,6 +35,7 @@ from cellfoundry_data.ingest.plan import (
     look_at_sources,
     source_names,
 )
+from cellfoundry_data.ingest.process_memory import collector_at_rest
 from cellfoundry_data.ingest.publishing import manifest_digest, publish_build, resume_publishing
 from cellfoundry_data.ingest.reports import PartReport, ReadProgress, source_entry
 from cellfoundry_data.ingest.shards import CELLS_PER_SHARD, ShardBuild, count_buckets
@@ -109,7 +110,7 @@ def ingest(
     refuse_foreign_folder(store)
     options = _options(vocab, aliases, layer, values, limits, min_genes, seed)
     sources = expand_sources(sources)
-    with work_folder(store) as path:
+    with work_folder(store) as path, collector_at_rest():
         work = WorkFolder(path, store)
         if fresh:
             work.keep_only(set())

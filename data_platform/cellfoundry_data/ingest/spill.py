@@ -158,5 +158,5 @@ def _opened(task: PartTask) -> SourceCells:
         _last_opened.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the driver opened the source before and gave its warnings
-            _last_opened[key] = open_cells(task.source.path, task.options)
+            _last_opened[key] = open_cells(task.source.path, task.options, task.source.alignment)
     return _last_opened[key]

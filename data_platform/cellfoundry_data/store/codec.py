@@ -40,13 +40,12 @@ class PieceError(Exception):
 
 def pack(chunk: npt.NDArray[Any], profile: Profile) -> bytes:
     """One chunk of an array as it lies in the shard file; the same chunk gives the same bytes."""
-    content = np.ascontiguousarray(chunk).astype(chunk.dtype.newbyteorder("<"), copy=False).tobytes()
-    if profile == "compact":
-        if chunk.dtype == np.uint8:
-            content = zstd.compress(content, options=_BYTES)
-        else:
-            content = zstandard.ZstdCompressor(compression_params=_WORDS).compress(content)
-    return seal(content)
+    content = np.ascontiguousarray(chunk).astype(chunk.dtype.newbyteorder("<"), copy=False)
+    if profile == "fast":
+        return seal(content.tobytes())
+    if chunk.dtype == np.uint8:
+        return seal(_bytes_compressor().compress(content.data, zstd.ZstdCompressor.FLUSH_FRAME))
+    return seal(_words_compressor().compress(content.data))
 
 
 def unpack(stored: npt.NDArray[np.uint8], size: int, profile: Profile) -> npt.NDArray[np.uint8]:
@@ -81,8 +80,20 @@ def is_sealed(stored: npt.NDArray[np.uint8]) -> bool:
     return len(stored) > CRC_BYTES and google_crc32c.value(stored) == _RESIDUE
 
 
+# Of each kind one a thread: a context is costly to make (15 us) and must not be shared.
+def _bytes_compressor() -> zstd.ZstdCompressor:
+    if not hasattr(_contexts, "bytes"):
+        _contexts.bytes = zstd.ZstdCompressor(options=_BYTES)
+    return _contexts.bytes
+
+
+def _words_compressor() -> zstandard.ZstdCompressor:
+    if not hasattr(_contexts, "words"):
+        _contexts.words = zstandard.ZstdCompressor(compression_params=_WORDS)
+    return _contexts.words
+
+
 def _decompressor() -> zstandard.ZstdDecompressor:
-    """One a thread: a context is costly to make and must not be shared."""
     if not hasattr(_contexts, "zstd"):
         _contexts.zstd = zstandard.ZstdDecompressor()
     return _contexts.zstd

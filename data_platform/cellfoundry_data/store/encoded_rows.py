@@ -162,10 +162,11 @@ def _encode_counts(
         written = stream[out : out + len(row)]
         out += len(row)
         first = used
-        largest = np.float32(0)
+        largest = np.int32(0)  # of integers: the largest of floats would have to mind NaN, one by one
         for entry in range(len(row)):
-            largest = max(largest, row[entry])
-            written[entry] = np.uint8(np.int32(min(row[entry], np.float32(ESCAPE))))
+            count = np.int32(min(row[entry], np.float32(ESCAPE)))
+            largest = max(largest, count)
+            written[entry] = np.uint8(count)
         if largest >= ESCAPE:
             for entry in range(len(row)):
                 if written[entry] == ESCAPE:
