@@ -70,7 +70,7 @@ def ingest(
     cpus: int | None = typer.Option(
         None,
         min=1,
-        help="Workers, about 1.3 GB each. Default: one for each CPU. RAY_ADDRESS names a cluster instead.",
+        help="Workers, about 0.7 GB each. Default: one for each CPU. RAY_ADDRESS names a cluster instead.",
     ),
     fresh: bool = typer.Option(
         False, "--fresh", help="Start over: use nothing that a killed ingest has left."

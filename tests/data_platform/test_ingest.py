@@ -372,6 +372,25 @@ def test_cells_with_many_genes_make_smaller_shards(
     assert (manifest["shards"], manifest["cells"]) == (4, 60)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1.5}, "seed is 1.5: give a whole number"),
+        ({"values": "int"}, "values is 'int': give counts or float32"),
+        ({"profile": "small"}, "profile is 'small': give compact or fast"),
+        ({"cells_per_shard": 0}, "cells_per_shard is 0"),
+        ({"aliases": "missing.txt"}, r"missing\.txt"),
+    ],
+)
+def test_wrong_options_are_refused_before_any_work(
+    tmp_path: Path, vocabulary: str, write_source: WriteSource, options: dict[str, Any], message: str
+) -> None:
+    good = write_source(tmp_path / "good.h5ad", random_counts(5, 400, seed=1), GENES)
+    with pytest.raises(DataError, match=message):
+        ingest([good], tmp_path / "store", vocab=vocabulary, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["genes.tsv", "good.h5ad"]
+
+
 def test_wrong_sources_are_refused_before_any_work(
     tmp_path: Path, vocabulary: str, write_source: WriteSource
 ) -> None:

@@ -12,11 +12,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
 from cellfoundry_data import vocabulary
 from cellfoundry_data.aliases import Aliases
@@ -45,6 +44,7 @@ from cellfoundry_data.ingest.work_folder import WorkFolder, committed, fingerpri
 from cellfoundry_data.qc import QcLimits
 from cellfoundry_data.ray_cluster import ray_cluster
 from cellfoundry_data.readers.expand import expand_sources
+from cellfoundry_data.store import codec
 from cellfoundry_data.store.format import VERSION, Profile, Values, qc_file
 from cellfoundry_data.store.reader import Frame, read_frame
 from cellfoundry_data.store.replace import refuse_foreign_folder, work_folder
@@ -94,7 +94,7 @@ def ingest(
         append: add the cells to the store that is there; its options are used and others refused.
         fresh: use nothing that an ingest before has left.
         cells_per_shard: cells of a shard, about; a worker's memory grows with it.
-        cpus: workers of a local cluster, 1.3 GB each; None is one for each CPU that this process may use.
+        cpus: workers of a local cluster, 0.7 GB each; None is one for each CPU that this process may use.
         progress: called with (label, done, total).
 
     Returns:
@@ -108,6 +108,7 @@ def ingest(
         raise DataError(f"{store}: a store is written to a local folder; copy it there when it is finished.")
     store = Path(store).resolve()
     refuse_foreign_folder(store)
+    _check(seed, values, profile, cells_per_shard)
     options = _options(vocab, aliases, layer, values, limits, min_genes, seed)
     sources = expand_sources(sources)
     with work_folder(store) as path, collector_at_rest():
@@ -149,7 +150,7 @@ def _build(
     key = fingerprint(
         [part.fingerprint for part in parts],
         VERSION,
-        zstandard.__version__,
+        codec.VERSIONS,
         profile,
         cells_per_shard,
         manifest_digest(work.store) if base else "",
@@ -196,6 +197,20 @@ def _build(
     return folders["store"]
 
 
+def _check(seed: int, values: str, profile: str, cells_per_shard: int) -> None:
+    """Raise DataError for what a manifest could not hold: found out at the end, it would cost the old store."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise DataError(f"seed is {seed!r}: give a whole number.")
+    for name, value, allowed in (
+        ("values", values, get_args(Values)),
+        ("profile", profile, get_args(Profile)),
+    ):
+        if value not in allowed:
+            raise DataError(f"{name} is {value!r}: give {' or '.join(allowed)}.")
+    if cells_per_shard < 1:
+        raise DataError(f"cells_per_shard is {cells_per_shard}: a shard holds at least one cell.")
+
+
 def _options(
     vocab: str,
     aliases: str | Path | None,
@@ -210,11 +225,10 @@ def _options(
     limits = limits or QcLimits(**({} if min_genes is None else {"min_genes": min_genes}))
     genes = vocabulary.load(vocab)
     limits.check(genes)
+    names = Aliases.from_hgnc(aliases) if aliases else None
     table = hashlib.sha256(Path(aliases).read_bytes()).hexdigest() if aliases else ""
     key = fingerprint(genes.hash, table, layer, values, limits.model_dump(), seed)
-    return ReadOptions(
-        genes, Aliases.from_hgnc(aliases) if aliases else None, layer, values, limits, seed, key
-    )
+    return ReadOptions(genes, names, layer, values, limits, seed, key)
 
 
 def _prepare(work: WorkFolder, folders: Sequence[Path]) -> None:

@@ -31,6 +31,9 @@ _BYTES = {
 # Of the other arrays only `value` is large: normalised values repeat as whole numbers of 4 bytes.
 _WORDS = zstandard.ZstdCompressionParameters.from_level(3)
 
+VERSIONS = f"{zstandard.__version__} {zstd.zstd_version}"
+"""Of the libraries that compress: others may give other bytes."""
+
 _contexts = threading.local()
 
 
