@@ -23,8 +23,10 @@ class Scdl(System):
         )
         dataset.save()
 
-    def open(self, path: str, batch_cells: int, collate: bool) -> None:
-        """A DataLoader without workers, so that all work is in this process."""
+    def open(self, path: str, batch_cells: int, collate: bool, threads: int | None = None) -> None:
+        """A DataLoader without workers, so that all work is in this process; torch's own number of threads by default."""
+        if threads is not None:
+            torch.set_num_threads(threads)
         dataset = SingleCellMemMapDataset(path)
         self._loader = DataLoader(
             dataset,
