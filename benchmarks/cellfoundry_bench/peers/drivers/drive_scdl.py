@@ -24,7 +24,9 @@ class Scdl(System):
         dataset.save()
 
     def open(self, path: str, batch_cells: int, collate: bool, threads: int | None = None) -> None:
-        """A DataLoader without workers, so that all work is in this process; torch's own number of threads by default."""
+        """A DataLoader without workers, so that all work is in this process; ``threads`` of torch, its own number by
+        default.
+        """
         if threads is not None:
             torch.set_num_threads(threads)
         dataset = SingleCellMemMapDataset(path)
