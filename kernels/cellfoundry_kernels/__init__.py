@@ -1,5 +1,5 @@
 """Ops of the model over packed (ragged) cells, a folder each: the public op (``__init__.py``), its twin in plain
-torch (``reference.py``), and its Triton kernels (``kernel.py``) for NVIDIA GPUs.
+torch (``reference.py``), and its Triton kernels for NVIDIA GPUs as registered ops of torch (``kernel.py``).
 
 Needs torch and numpy; triton is imported only when a kernel runs, because it exists on Linux only.
 """

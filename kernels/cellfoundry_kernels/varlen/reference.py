@@ -16,7 +16,9 @@ from torch import Tensor
 def varlen_attention(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
     """Attention cell by cell, so that neither padding nor an N x N mask exists.
 
-    Without a mask torch takes its flash path, whose memory grows with tokens and not with their square.
+    Without a mask torch takes its flash path, whose memory grows with tokens and not with their square. Padded
+    batches of cells of near-equal length do not pay: at 64 real cells and 4 heads x 32, batches of 4 and of 16
+    take 1.2 and 1.5 times the CPU-seconds of one call a cell.
     """
 
     def one_cell(first: int, last: int) -> Tensor:
