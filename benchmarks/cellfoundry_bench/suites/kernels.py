@@ -38,7 +38,7 @@ def run() -> SuiteResult:
     rows += encoder_layer_rows(64, device, roofline)
     rows += training_step_rows(16, device, roofline)
     if not cuda:
-        rows += [packed_against_padded_row(preset, cell_lengths(64), rounds=3) for preset in ("tiny", "10m")]
+        rows += [packed_against_padded_row(preset, cell_lengths(64), rounds=3) for preset in ("tiny", "3m")]
     rows += _compile_rows()
     return SuiteResult(rows, [attention_curve(device)])
 
