@@ -36,11 +36,13 @@ class CellFoundry(System):
         self._ray.__enter__()
 
     def open(self, path: str, batch_cells: int | None, **settings: Any) -> None:
-        """Settings are those of ``ShardDataset``."""
+        """Settings are those of ``ShardDataset``; the one before goes first, as a run of training has one."""
+        self._dataset: ShardDataset | None = None
         self._dataset = ShardDataset(path, batch_cells=batch_cells, **settings)
 
     def epoch(self) -> Iterable[Any]:
         """The dataset's next epoch."""
+        assert self._dataset is not None
         return self._dataset
 
     def cells(self, batch: Any) -> int:
