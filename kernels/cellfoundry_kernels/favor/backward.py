@@ -1,0 +1,395 @@
+"""Backward kernels of FAVOR+: features are computed again, and every sum over positions is a split one.
+
+A query's features share it: ``share = E B / (sum E B + epsilon's)``, the output is ``o + share C``. With ``g`` its
+gradient and ``d = g . (out - o)``, logits have the gradient ``share (g . C - d)``: the pass over queries needs
+``d`` exactly and so repeats ``share C`` instead of reading a rounded output. Summed over queries, ``X = sum share g``
+and ``x = -sum share d`` (epsilon's part added) are B times the gradients of the sums over keys; a key's logits then have
+the gradient ``w E / B ((v - o) . X + x)``, its value ``w sum (E + eps) / B X``.
+
+Shape legend: see ``tiles``.
+"""
+
+# Arguments of a kernel have no Python type.
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from cellfoundry_kernels.favor.forward import attend
+from cellfoundry_kernels.favor.tiles import (
+    as_operand,
+    as_summand,
+    block_features,
+    full_blocks,
+    half_norm,
+    load_blocks,
+    load_column,
+    load_rows,
+    power_of_two,
+    store_rows,
+)
+
+
+@triton.jit
+def _add_row_gradients(
+    grad_NK, share_NM, rows_NK, offset_NM, table_MK, projection_MK, PRECISION: tl.constexpr
+):  # fmt: skip
+    """Adds one block's ``share (rows . table + offset)`` times its features."""
+    grad_share_NM = tl.dot(rows_NK, tl.trans(table_MK), input_precision=PRECISION) + offset_NM
+    grad_logits_NM = share_NM * grad_share_NM.to(share_NM.dtype)
+    return tl.dot(grad_logits_NM, projection_MK, grad_NK, input_precision=PRECISION)
+
+
+@triton.jit
+def backward_queries_kernel(
+    q_ptr,
+    grad_out_ptr,
+    grad_q_ptr,
+    rows_ptr,
+    projection_ptr,
+    context_ptr,
+    log_mass_ptr,
+    columns_ptr,
+    scalars_ptr,
+    scale,
+    half,
+    root,
+    q_cell,
+    q_head,
+    q_row,
+    grad_cell,
+    grad_head,
+    grad_row,
+    grad_q_cell,
+    grad_q_head,
+    grad_q_row,
+    heads,
+    positions,
+    split_positions,
+    cell_splits,
+    FEATURES: tl.constexpr,
+    FULL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    TAIL_M: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    """DQ of one split of one head's queries, and three numbers a query for the sums.
+
+    Those are the log2 of what its exponentials are divided by, one over its denominator, and ``d``.
+    """
+    group = (tl.program_id(0) // cell_splits).to(tl.int64)
+    cell, head = group // heads, group % heads
+    first = (tl.program_id(0) % cell_splits) * split_positions
+    last = tl.minimum(first + split_positions, positions)
+    q_ptr += cell * q_cell + head * q_head
+    grad_out_ptr += cell * grad_cell + head * grad_head
+    grad_q_ptr += cell * grad_q_cell + head * grad_q_head
+    context_ptr += group * FEATURES * CHANNELS
+    log_mass_ptr += group * FEATURES
+    rows_ptr += group * positions * 3
+    projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    context = load_blocks(context_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    columns_ptr += group * 2 * CHANNELS
+    epsilon_share = tl.load(scalars_ptr + group * 3)
+
+    for start in tl.range(first, last, BLOCK_N, disable_licm=True):
+        row_N = tl.minimum(tl.arange(0, BLOCK_N), last - 1 - start)
+        is_query_N = start + tl.arange(0, BLOCK_N) < last
+        q_NK = load_rows(q_ptr, start, row_N, q_row, BLOCK_K, CHANNELS)
+        norm_N = half_norm(q_NK, half)
+        q_NK = as_operand(q_NK, projection[0])
+        out_NK, total_N, shares, tops = attend(
+            q_NK, projection, context, log_mass_ptr, scale, FEATURES, FULL, BLOCK_M, TAIL_M, PRECISION
+        )
+        factor_N = tl.math.exp2(-norm_N)
+        denominator_N = factor_N * total_N + epsilon_share
+        factor_N = factor_N / denominator_N
+        scale_K = load_column(columns_ptr + CHANNELS, BLOCK_K, CHANNELS)
+        grad_NK = load_rows(grad_out_ptr, start, row_N, grad_row, BLOCK_K, CHANNELS).to(tl.float32)
+        grad_NK *= scale_K[None, :]
+        delta_N = tl.sum(grad_NK * out_NK, 1) * factor_N
+        rows = rows_ptr + 3 * (start + tl.arange(0, BLOCK_N))
+        tl.store(rows, tops[FULL] + norm_N + tl.math.log2(denominator_N), mask=is_query_N)
+        tl.store(rows + 1, 1.0 / denominator_N, mask=is_query_N)
+        tl.store(rows + 2, delta_N, mask=is_query_N)
+
+        size_N = power_of_two(tl.max(tl.abs(grad_NK), 1))
+        inverse_N = 1.0 / size_N
+        grad_NK = (grad_NK * inverse_N[:, None]).to(q_NK.dtype)
+        offset_N1 = -(delta_N * inverse_N)[:, None]
+        grad_q_NK = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+        for block in tl.static_range(FULL + 1):
+            if block > 0:
+                # Each block's shares are relative to the maximum up to it, so the earlier sums shrink.
+                grad_q_NK *= tl.math.exp2(tops[block - 1] - tops[block])[:, None]
+            grad_q_NK = _add_row_gradients(
+                grad_q_NK, shares[block], grad_NK, offset_N1, context[block], projection[block], PRECISION
+            )
+        # The logits' gradients of a query sum to d times epsilon's share.
+        slope_N = delta_N * (epsilon_share / denominator_N)
+        # Read again: holding the queries until here costs registers, and they are in the cache.
+        q_NK = load_rows(q_ptr, start, row_N, q_row, BLOCK_K, CHANNELS).to(tl.float32)
+        grad_q_NK = root * (grad_q_NK * (factor_N * size_N)[:, None] - root * slope_N[:, None] * q_NK)
+        store_rows(grad_q_ptr, grad_q_NK, start, row_N, is_query_N, grad_q_row, BLOCK_K, CHANNELS)
+
+
+@triton.jit
+def gradient_sums_kernel(
+    q_ptr,
+    grad_out_ptr,
+    rows_ptr,
+    projection_ptr,
+    sums_ptr,
+    slopes_ptr,
+    scale,
+    q_cell,
+    q_head,
+    q_row,
+    grad_cell,
+    grad_head,
+    grad_row,
+    heads,
+    positions,
+    split_positions,
+    cell_splits,
+    FEATURES: tl.constexpr,
+    FULL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    TAIL_M: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    """Sums of one split of one head's queries: of ``g`` and ``d`` by feature; the constant one divides by the denominator."""
+    program = tl.program_id(0).to(tl.int64)
+    group = program // cell_splits
+    cell, head = group // heads, group % heads
+    first = (tl.program_id(0) % cell_splits) * split_positions
+    last = tl.minimum(first + split_positions, positions)
+    q_ptr += cell * q_cell + head * q_head
+    grad_out_ptr += cell * grad_cell + head * grad_head
+    rows_ptr += group * positions * 3
+    projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    tail_MK = projection[FULL]
+    sums = full_blocks(0.0, FULL, BLOCK_M, BLOCK_K)
+    slopes = full_blocks(0.0, FULL, BLOCK_M, 16)
+    sum_KM = tl.zeros([BLOCK_K, TAIL_M], tl.float32)
+    slope_NM = tl.zeros([BLOCK_N, TAIL_M], tl.float32)
+    feature_M = FULL * BLOCK_M + tl.arange(0, TAIL_M)
+    is_constant_M = feature_M == FEATURES
+    for start in tl.range(first, last, BLOCK_N, disable_licm=True):
+        row_N = tl.minimum(tl.arange(0, BLOCK_N), last - 1 - start)
+        is_query_N = start + tl.arange(0, BLOCK_N) < last
+        q_NK = as_operand(load_rows(q_ptr, start, row_N, q_row, BLOCK_K, CHANNELS), projection[0])
+        grad_NK = load_rows(grad_out_ptr, start, row_N, grad_row, BLOCK_K, CHANNELS)
+        rows = rows_ptr + 3 * (start + tl.arange(0, BLOCK_N))
+        log_total_N = tl.load(rows, mask=is_query_N, other=float("inf"))
+        inverse_N = tl.load(rows + 1, mask=is_query_N, other=0.0)
+        delta_N = tl.load(rows + 2, mask=is_query_N, other=0.0)
+        grad_NK = as_summand(grad_NK)
+        delta_NX = tl.broadcast_to(delta_N[:, None], [BLOCK_N, 16]).to(grad_NK.dtype)
+        new_sums, new_slopes = (), ()
+        for block in tl.static_range(FULL):
+            logits_MN = tl.dot(projection[block], tl.trans(q_NK), input_precision=PRECISION)
+            share_MN = tl.math.exp2(logits_MN * scale - log_total_N[None, :]).to(grad_NK.dtype)
+            new_sums += (tl.dot(share_MN, grad_NK, sums[block], input_precision=PRECISION),)
+            new_slopes += (tl.dot(share_MN, delta_NX, slopes[block], input_precision=PRECISION),)
+        sums, slopes = new_sums, new_slopes
+        logits_NM = tl.dot(q_NK, tl.trans(tail_MK), input_precision=PRECISION)
+        share_NM = tl.math.exp2(logits_NM * scale - log_total_N[:, None])
+        share_NM = tl.where(is_constant_M[None, :], inverse_N[:, None], share_NM).to(grad_NK.dtype)
+        sum_KM = tl.dot(tl.trans(grad_NK), share_NM, sum_KM, input_precision=PRECISION)
+        slope_NM += share_NM.to(tl.float32) * delta_N[:, None]
+
+    PADDED_M: tl.constexpr = FULL * BLOCK_M + TAIL_M
+    sums_ptr += program * PADDED_M * CHANNELS
+    slopes_ptr += program * PADDED_M
+    column_K = tl.arange(0, BLOCK_K)
+    is_column_K = column_K < CHANNELS
+    offset_KM = column_K[:, None] + feature_M[None, :] * CHANNELS
+    tl.store(sums_ptr + offset_KM, sum_KM, mask=is_column_K[:, None])
+    tl.store(slopes_ptr + feature_M, tl.sum(slope_NM, 0))
+    for block in tl.static_range(FULL):
+        feature_M = block * BLOCK_M + tl.arange(0, BLOCK_M)
+        offset_MK = feature_M[:, None] * CHANNELS + column_K[None, :]
+        tl.store(sums_ptr + offset_MK, sums[block], mask=is_column_K[None, :])
+        tl.store(slopes_ptr + feature_M, tl.sum(slopes[block], 1) * 0.0625)
+
+
+@triton.jit
+def gradient_context_kernel(
+    sums_ptr,
+    slopes_ptr,
+    log_mass_ptr,
+    scalars_ptr,
+    table_ptr,
+    offset_ptr,
+    columns_ptr,
+    largest_ptr,
+    epsilon,
+    cell_splits,
+    FEATURES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PADDED_M: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> None:
+    """A head's splits become the table X (over a power of two a column) and the offset x, as ``context_kernel``.
+
+    ``columns`` are those powers and ``eps sum X / B``; ``largest`` is the largest ``|x|``.
+    """
+    group = tl.program_id(0).to(tl.int64)
+    feature_M = tl.arange(0, BLOCK_M)
+    column_D = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    is_feature_M, is_column_D = feature_M < FEATURES, column_D < CHANNELS
+    is_value_MD = is_feature_M[:, None] & is_column_D[None, :]
+    offset_MD = feature_M[:, None] * CHANNELS + column_D[None, :]
+
+    sum_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    slope_M = tl.zeros([BLOCK_M], tl.float32)
+    value_D = tl.zeros([BLOCK_D], tl.float32)
+    total = tl.zeros([], tl.float32)
+    for split in range(cell_splits):
+        program = group * cell_splits + split
+        sum_MD += tl.load(sums_ptr + program * PADDED_M * CHANNELS + offset_MD, mask=is_value_MD, other=0.0)
+        slope_M += tl.load(slopes_ptr + program * PADDED_M + feature_M, mask=is_feature_M, other=0.0)
+        constant = program * PADDED_M + FEATURES
+        value_D += tl.load(sums_ptr + constant * CHANNELS + column_D, mask=is_column_D, other=0.0)
+        total += tl.load(slopes_ptr + constant)
+
+    log_mass_M = tl.load(log_mass_ptr + group * FEATURES + feature_M, mask=is_feature_M, other=0.0)
+    mass_M = tl.where(is_feature_M, tl.math.exp2(log_mass_M), 0.0)
+    grad_MD = tl.where(is_value_MD, sum_MD + epsilon * value_D[None, :], 0.0)
+    table_MD = grad_MD * mass_M[:, None]
+    scale_D = power_of_two(tl.max(tl.abs(table_MD), 0))
+    largest_mass = tl.math.exp2(tl.load(scalars_ptr + group * 3 + 1))
+    epsilon_D = epsilon * tl.sum(grad_MD, 0) / largest_mass
+    table_MD = table_MD / scale_D[None, :]
+    table_ptr += group * FEATURES * CHANNELS
+    tl.store(table_ptr + offset_MD, table_MD.to(table_ptr.dtype.element_ty), mask=is_value_MD)
+    tl.store(columns_ptr + group * 2 * CHANNELS + column_D, scale_D, mask=is_column_D)
+    tl.store(columns_ptr + group * 2 * CHANNELS + CHANNELS + column_D, epsilon_D, mask=is_column_D)
+    if tl.program_id(1) == 0:
+        offset_M = -mass_M * (slope_M + epsilon * total)
+        tl.store(offset_ptr + group * FEATURES + feature_M, offset_M, mask=is_feature_M)
+        tl.store(largest_ptr + group, tl.max(tl.abs(offset_M), 0))
+
+
+@triton.jit
+def backward_keys_kernel(
+    k_ptr,
+    v_ptr,
+    weight_ptr,
+    grad_k_ptr,
+    grad_v_ptr,
+    projection_ptr,
+    table_ptr,
+    offset_ptr,
+    log_mass_ptr,
+    columns_ptr,
+    grad_columns_ptr,
+    scalars_ptr,
+    largest_ptr,
+    scale,
+    half,
+    root,
+    k_cell,
+    k_head,
+    k_row,
+    v_cell,
+    v_head,
+    v_row,
+    grad_cell,
+    grad_head,
+    grad_row,
+    heads,
+    positions,
+    split_positions,
+    cell_splits,
+    FEATURES: tl.constexpr,
+    FULL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    TAIL_M: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    """DK and dV of one split of one head's keys; the strides ``grad`` are those of both."""
+    group = (tl.program_id(0) // cell_splits).to(tl.int64)
+    cell, head = group // heads, group % heads
+    first = (tl.program_id(0) % cell_splits) * split_positions
+    last = tl.minimum(first + split_positions, positions)
+    k_ptr += cell * k_cell + head * k_head
+    v_ptr += cell * v_cell + head * v_head
+    grad_k_ptr += cell * grad_cell + head * grad_head
+    grad_v_ptr += cell * grad_cell + head * grad_head
+    table_ptr += group * FEATURES * CHANNELS
+    log_mass_ptr += group * FEATURES
+    offset_ptr += group * FEATURES
+    projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    table = load_blocks(table_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    columns_ptr += group * 2 * CHANNELS
+    grad_columns_ptr += group * 2 * CHANNELS
+    shift = tl.load(scalars_ptr + group * 3 + 1) + tl.load(scalars_ptr + group * 3 + 2)
+    largest = tl.load(largest_ptr + group)
+
+    for start in tl.range(first, last, BLOCK_N, disable_licm=True):
+        row_N = tl.minimum(tl.arange(0, BLOCK_N), last - 1 - start)
+        is_key_N = start + tl.arange(0, BLOCK_N) < last
+        k_NK = load_rows(k_ptr, start, row_N, k_row, BLOCK_K, CHANNELS)
+        v_NK = load_rows(v_ptr, start, row_N, v_row, BLOCK_K, CHANNELS)
+        norm_N = half_norm(k_NK, half)
+        k_NK = as_operand(k_NK, projection[0])
+        mean_K = load_column(columns_ptr, BLOCK_K, CHANNELS)
+        scale_K = load_column(grad_columns_ptr, BLOCK_K, CHANNELS)
+        v_NK = (v_NK.to(tl.float32) - mean_K[None, :]) * scale_K[None, :]
+        size_N = power_of_two(tl.maximum(tl.max(tl.abs(v_NK), 1), largest))
+        inverse_N = 1.0 / size_N
+        v_NK = (v_NK * inverse_N[:, None]).to(k_NK.dtype)
+
+        grad_k_NK = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+        grad_v_NK = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+        slope_N = tl.zeros([BLOCK_N], tl.float32)
+        top_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
+        for block in tl.static_range(FULL + 1):
+            feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
+            log_mass_M = tl.load(log_mass_ptr + feature_M, mask=feature_M < FEATURES, other=float("inf"))
+            offset_M = tl.load(offset_ptr + feature_M, mask=feature_M < FEATURES, other=0.0)
+            logits_NM = tl.dot(k_NK, tl.trans(projection[block]), input_precision=PRECISION)
+            logits_NM = logits_NM * scale - log_mass_M[None, :]
+            # Any shift of a row will do here; its largest exponent keeps the shares in [0, 1].
+            new_top_N = tl.maximum(top_N, tl.max(logits_NM, 1))
+            share_NM = tl.math.exp2(logits_NM - new_top_N[:, None])
+            if block > 0:
+                rescale_N = tl.math.exp2(top_N - new_top_N)
+                grad_v_NK, grad_k_NK = grad_v_NK * rescale_N[:, None], grad_k_NK * rescale_N[:, None]
+                slope_N *= rescale_N
+            top_N = new_top_N
+            slope_N += tl.sum(share_NM * offset_M[None, :], 1)
+            share_NM = share_NM.to(k_NK.dtype)
+            grad_v_NK = tl.dot(share_NM, table[block], grad_v_NK, input_precision=PRECISION)
+            grad_k_NK = _add_row_gradients(
+                grad_k_NK, share_NM, v_NK, offset_M[None, :] * inverse_N[:, None], table[block], projection[block],
+                PRECISION,
+            )  # fmt: skip
+        factor_N = tl.math.exp2(top_N - norm_N - shift)
+        # The logits' gradients of a key sum to this: its products with the table are those with dV.
+        slope_N += tl.sum(grad_v_NK * v_NK.to(tl.float32), 1) * size_N
+        scale_K = load_column(grad_columns_ptr, BLOCK_K, CHANNELS)
+        epsilon_K = load_column(grad_columns_ptr + CHANNELS, BLOCK_K, CHANNELS)
+        grad_v_NK = grad_v_NK * factor_N[:, None] * scale_K[None, :] + epsilon_K[None, :]
+        if weight_ptr is not None:
+            weight_N = tl.load(weight_ptr + cell * positions + start + row_N)
+            grad_v_NK *= weight_N[:, None]
+            factor_N *= weight_N
+        store_rows(grad_v_ptr, grad_v_NK, start, row_N, is_key_N, grad_row, BLOCK_K, CHANNELS)
+        k_NK = load_rows(k_ptr, start, row_N, k_row, BLOCK_K, CHANNELS).to(tl.float32)
+        grad_k_NK = root * factor_N[:, None] * (grad_k_NK * size_N[:, None] - root * slope_N[:, None] * k_NK)
+        store_rows(grad_k_ptr, grad_k_NK, start, row_N, is_key_N, grad_row, BLOCK_K, CHANNELS)
