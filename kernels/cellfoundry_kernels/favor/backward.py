@@ -17,7 +17,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cellfoundry_kernels.favor.forward import attend
 from cellfoundry_kernels.favor.tiles import (
     as_operand,
     as_summand,
@@ -30,6 +29,11 @@ from cellfoundry_kernels.favor.tiles import (
     power_of_two,
     store_rows,
 )
+
+# Shares times 2^12 stay below 16,384 with the room that rows are divided by: float16 keeps shares down to 1.5e-8
+# with all its bits, and some down to 1.5e-11.
+LOG2_GAIN = tl.constexpr(12.0)
+ROOM = tl.constexpr(128.0)
 
 
 @triton.jit
@@ -48,13 +52,13 @@ def backward_queries_kernel(
     grad_out_ptr,
     grad_q_ptr,
     rows_ptr,
+    delta_ptr,
     projection_ptr,
     context_ptr,
     log_mass_ptr,
     columns_ptr,
     scalars_ptr,
     scale,
-    half,
     root,
     q_cell,
     q_head,
@@ -78,10 +82,7 @@ def backward_queries_kernel(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
-    """DQ of one split of one head's queries, and three numbers a query for the sums.
-
-    Those are the log2 of what its exponentials are divided by, one over its denominator, and ``d``.
-    """
+    """DQ and ``d`` of one split of one head's queries."""
     group = (tl.program_id(0) // cell_splits).to(tl.int64)
     cell, head = group // heads, group % heads
     first = (tl.program_id(0) % cell_splits) * split_positions
@@ -91,7 +92,8 @@ def backward_queries_kernel(
     grad_q_ptr += cell * grad_q_cell + head * grad_q_head
     context_ptr += group * FEATURES * CHANNELS
     log_mass_ptr += group * FEATURES
-    rows_ptr += group * positions * 3
+    rows_ptr += group * positions * 2
+    delta_ptr += group * positions
     projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     context = load_blocks(context_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     columns_ptr += group * 2 * CHANNELS
@@ -101,40 +103,39 @@ def backward_queries_kernel(
         row_N = tl.minimum(tl.arange(0, BLOCK_N), last - 1 - start)
         is_query_N = start + tl.arange(0, BLOCK_N) < last
         q_NK = load_rows(q_ptr, start, row_N, q_row, BLOCK_K, CHANNELS)
-        norm_N = half_norm(q_NK, half)
         q_NK = as_operand(q_NK, projection[0])
-        out_NK, total_N, shares, tops = attend(
-            q_NK, projection, context, log_mass_ptr, scale, FEATURES, FULL, BLOCK_M, TAIL_M, PRECISION
-        )
-        factor_N = tl.math.exp2(-norm_N)
-        denominator_N = factor_N * total_N + epsilon_share
-        factor_N = factor_N / denominator_N
+        rows = rows_ptr + 2 * (start + tl.arange(0, BLOCK_N))
+        shift_N = tl.load(rows, mask=is_query_N, other=float("inf")) - LOG2_GAIN
+        shares = ()
+        out_NK = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+        for block in tl.static_range(FULL + 1):
+            feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
+            log_mass_M = tl.load(log_mass_ptr + feature_M, mask=feature_M < FEATURES, other=float("-inf"))
+            logits_NM = tl.dot(q_NK, tl.trans(projection[block]), input_precision=PRECISION)
+            share_NM = tl.math.exp2(logits_NM * scale + log_mass_M[None, :] - shift_N[:, None]).to(q_NK.dtype)
+            out_NK = tl.dot(share_NM, context[block], out_NK, input_precision=PRECISION)
+            shares += (share_NM,)
+
         scale_K = load_column(columns_ptr + CHANNELS, BLOCK_K, CHANNELS)
         grad_NK = load_rows(grad_out_ptr, start, row_N, grad_row, BLOCK_K, CHANNELS).to(tl.float32)
         grad_NK *= scale_K[None, :]
-        delta_N = tl.sum(grad_NK * out_NK, 1) * factor_N
-        rows = rows_ptr + 3 * (start + tl.arange(0, BLOCK_N))
-        tl.store(rows, tops[FULL] + norm_N + tl.math.log2(denominator_N), mask=is_query_N)
-        tl.store(rows + 1, 1.0 / denominator_N, mask=is_query_N)
-        tl.store(rows + 2, delta_N, mask=is_query_N)
-
-        size_N = power_of_two(tl.max(tl.abs(grad_NK), 1))
-        inverse_N = 1.0 / size_N
-        grad_NK = (grad_NK * inverse_N[:, None]).to(q_NK.dtype)
-        offset_N1 = -(delta_N * inverse_N)[:, None]
+        delta_N = tl.sum(grad_NK * out_NK, 1) * tl.math.exp2(-LOG2_GAIN)
+        tl.store(delta_ptr + start + tl.arange(0, BLOCK_N), delta_N, mask=is_query_N)
+        size_N = power_of_two(tl.max(tl.abs(grad_NK), 1)) * ROOM
+        grad_NK = (grad_NK * (1.0 / size_N)[:, None]).to(q_NK.dtype)
+        offset_N1 = -(delta_N / size_N)[:, None]
         grad_q_NK = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         for block in tl.static_range(FULL + 1):
-            if block > 0:
-                # Each block's shares are relative to the maximum up to it, so the earlier sums shrink.
-                grad_q_NK *= tl.math.exp2(tops[block - 1] - tops[block])[:, None]
             grad_q_NK = _add_row_gradients(
                 grad_q_NK, shares[block], grad_NK, offset_N1, context[block], projection[block], PRECISION
             )
         # The logits' gradients of a query sum to d times epsilon's share.
-        slope_N = delta_N * (epsilon_share / denominator_N)
+        inverse_N = tl.load(rows + 1, mask=is_query_N, other=0.0)
+        slope_N = delta_N * epsilon_share * inverse_N
+        size_N *= tl.math.exp2(-LOG2_GAIN)
         # Read again: holding the queries until here costs registers, and they are in the cache.
         q_NK = load_rows(q_ptr, start, row_N, q_row, BLOCK_K, CHANNELS).to(tl.float32)
-        grad_q_NK = root * (grad_q_NK * (factor_N * size_N)[:, None] - root * slope_N[:, None] * q_NK)
+        grad_q_NK = root * (grad_q_NK * size_N[:, None] - root * slope_N[:, None] * q_NK)
         store_rows(grad_q_ptr, grad_q_NK, start, row_N, is_query_N, grad_q_row, BLOCK_K, CHANNELS)
 
 
@@ -143,6 +144,7 @@ def gradient_sums_kernel(
     q_ptr,
     grad_out_ptr,
     rows_ptr,
+    delta_ptr,
     projection_ptr,
     sums_ptr,
     slopes_ptr,
@@ -174,7 +176,8 @@ def gradient_sums_kernel(
     last = tl.minimum(first + split_positions, positions)
     q_ptr += cell * q_cell + head * q_head
     grad_out_ptr += cell * grad_cell + head * grad_head
-    rows_ptr += group * positions * 3
+    rows_ptr += group * positions * 2
+    delta_ptr += group * positions
     projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     tail_MK = projection[FULL]
     sums = full_blocks(0.0, FULL, BLOCK_M, BLOCK_K)
@@ -188,10 +191,10 @@ def gradient_sums_kernel(
         is_query_N = start + tl.arange(0, BLOCK_N) < last
         q_NK = as_operand(load_rows(q_ptr, start, row_N, q_row, BLOCK_K, CHANNELS), projection[0])
         grad_NK = load_rows(grad_out_ptr, start, row_N, grad_row, BLOCK_K, CHANNELS)
-        rows = rows_ptr + 3 * (start + tl.arange(0, BLOCK_N))
+        rows = rows_ptr + 2 * (start + tl.arange(0, BLOCK_N))
         log_total_N = tl.load(rows, mask=is_query_N, other=float("inf"))
         inverse_N = tl.load(rows + 1, mask=is_query_N, other=0.0)
-        delta_N = tl.load(rows + 2, mask=is_query_N, other=0.0)
+        delta_N = tl.load(delta_ptr + start + tl.arange(0, BLOCK_N), mask=is_query_N, other=0.0)
         grad_NK = as_summand(grad_NK)
         delta_NX = tl.broadcast_to(delta_N[:, None], [BLOCK_N, 16]).to(grad_NK.dtype)
         new_sums, new_slopes = (), ()
@@ -345,33 +348,29 @@ def backward_keys_kernel(
         is_key_N = start + tl.arange(0, BLOCK_N) < last
         k_NK = load_rows(k_ptr, start, row_N, k_row, BLOCK_K, CHANNELS)
         v_NK = load_rows(v_ptr, start, row_N, v_row, BLOCK_K, CHANNELS)
-        norm_N = half_norm(k_NK, half)
+        shift_N = half_norm(k_NK, half) + shift - LOG2_GAIN
+        if weight_ptr is not None:
+            weight_N = tl.load(weight_ptr + cell * positions + start + row_N)
+            shift_N -= tl.math.log2(tl.maximum(weight_N, 1e-30))
+            shift_N = tl.where(weight_N > 0, shift_N, float("inf"))
         k_NK = as_operand(k_NK, projection[0])
         mean_K = load_column(columns_ptr, BLOCK_K, CHANNELS)
         scale_K = load_column(grad_columns_ptr, BLOCK_K, CHANNELS)
         v_NK = (v_NK.to(tl.float32) - mean_K[None, :]) * scale_K[None, :]
-        size_N = power_of_two(tl.maximum(tl.max(tl.abs(v_NK), 1), largest))
+        size_N = power_of_two(tl.maximum(tl.max(tl.abs(v_NK), 1), largest)) * ROOM
         inverse_N = 1.0 / size_N
         v_NK = (v_NK * inverse_N[:, None]).to(k_NK.dtype)
 
         grad_k_NK = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         grad_v_NK = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         slope_N = tl.zeros([BLOCK_N], tl.float32)
-        top_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
         for block in tl.static_range(FULL + 1):
             feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
             log_mass_M = tl.load(log_mass_ptr + feature_M, mask=feature_M < FEATURES, other=float("inf"))
             offset_M = tl.load(offset_ptr + feature_M, mask=feature_M < FEATURES, other=0.0)
             logits_NM = tl.dot(k_NK, tl.trans(projection[block]), input_precision=PRECISION)
-            logits_NM = logits_NM * scale - log_mass_M[None, :]
-            # Any shift of a row will do here; its largest exponent keeps the shares in [0, 1].
-            new_top_N = tl.maximum(top_N, tl.max(logits_NM, 1))
-            share_NM = tl.math.exp2(logits_NM - new_top_N[:, None])
-            if block > 0:
-                rescale_N = tl.math.exp2(top_N - new_top_N)
-                grad_v_NK, grad_k_NK = grad_v_NK * rescale_N[:, None], grad_k_NK * rescale_N[:, None]
-                slope_N *= rescale_N
-            top_N = new_top_N
+            # No more than 1 before the gain: a key's weighted exponential is part of the feature's mass.
+            share_NM = tl.math.exp2(logits_NM * scale - log_mass_M[None, :] - shift_N[:, None])
             slope_N += tl.sum(share_NM * offset_M[None, :], 1)
             share_NM = share_NM.to(k_NK.dtype)
             grad_v_NK = tl.dot(share_NM, table[block], grad_v_NK, input_precision=PRECISION)
@@ -379,17 +378,16 @@ def backward_keys_kernel(
                 grad_k_NK, share_NM, v_NK, offset_M[None, :] * inverse_N[:, None], table[block], projection[block],
                 PRECISION,
             )  # fmt: skip
-        factor_N = tl.math.exp2(top_N - norm_N - shift)
         # The logits' gradients of a key sum to this: its products with the table are those with dV.
         slope_N += tl.sum(grad_v_NK * v_NK.to(tl.float32), 1) * size_N
         scale_K = load_column(grad_columns_ptr, BLOCK_K, CHANNELS)
         epsilon_K = load_column(grad_columns_ptr + CHANNELS, BLOCK_K, CHANNELS)
-        grad_v_NK = grad_v_NK * factor_N[:, None] * scale_K[None, :] + epsilon_K[None, :]
+        gain = tl.math.exp2(-LOG2_GAIN)
         if weight_ptr is not None:
-            weight_N = tl.load(weight_ptr + cell * positions + start + row_N)
-            grad_v_NK *= weight_N[:, None]
-            factor_N *= weight_N
+            grad_v_NK = grad_v_NK * scale_K[None, :] * gain + weight_N[:, None] * epsilon_K[None, :]
+        else:
+            grad_v_NK = grad_v_NK * scale_K[None, :] * gain + epsilon_K[None, :]
         store_rows(grad_v_ptr, grad_v_NK, start, row_N, is_key_N, grad_row, BLOCK_K, CHANNELS)
         k_NK = load_rows(k_ptr, start, row_N, k_row, BLOCK_K, CHANNELS).to(tl.float32)
-        grad_k_NK = root * factor_N[:, None] * (grad_k_NK * size_N[:, None] - root * slope_N[:, None] * k_NK)
+        grad_k_NK = (root * gain) * (grad_k_NK * size_N[:, None] - root * slope_N[:, None] * k_NK)
         store_rows(grad_k_ptr, grad_k_NK, start, row_N, is_key_N, grad_row, BLOCK_K, CHANNELS)

@@ -221,42 +221,10 @@ def context_kernel(
 
 
 @triton.jit
-def attend(
-    q_NK, projection, context, log_mass_ptr, scale, FEATURES: tl.constexpr, FULL: tl.constexpr,
-    BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """A tile of queries attends to the features, block by block with an online softmax.
-
-    Returns output and total relative to the largest product of each query, and, a block, the shares (in the operands'
-    type) with the maximum that they are relative to; the last of those is the stabiliser.
-    """
-    out_NK = tl.zeros([q_NK.shape[0], q_NK.shape[1]], tl.float32)
-    total_N = tl.zeros([q_NK.shape[0]], tl.float32)
-    top_N = tl.full([q_NK.shape[0]], float("-inf"), tl.float32)
-    shares, tops = (), ()
-    for block in tl.static_range(FULL + 1):
-        feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
-        log_mass_M = tl.load(log_mass_ptr + feature_M, mask=feature_M < FEATURES, other=0.0)
-        logits_NM = tl.dot(q_NK, tl.trans(projection[block]), input_precision=PRECISION)
-        if block == FULL:
-            logits_NM = tl.where((feature_M < FEATURES)[None, :], logits_NM, float("-inf"))
-        new_top_N = tl.maximum(top_N, tl.max(logits_NM, 1) * scale)
-        share_NM = tl.math.exp2(logits_NM * scale + log_mass_M[None, :] - new_top_N[:, None])
-        if block > 0:
-            rescale_N = tl.math.exp2(top_N - new_top_N)
-            out_NK, total_N = out_NK * rescale_N[:, None], total_N * rescale_N
-        total_N += tl.sum(share_NM, 1)
-        share_NM = share_NM.to(q_NK.dtype)
-        out_NK = tl.dot(share_NM, context[block], out_NK, input_precision=PRECISION)
-        top_N = new_top_N
-        shares, tops = shares + (share_NM,), tops + (top_N,)
-    return out_NK, total_N, shares, tops
-
-
-@triton.jit
 def queries_kernel(
     q_ptr,
     out_ptr,
+    rows_ptr,
     projection_ptr,
     context_ptr,
     log_mass_ptr,
@@ -283,7 +251,10 @@ def queries_kernel(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
-    """Output of one split of one head's queries; projection and context stay in shared memory meanwhile."""
+    """Output of one split of one head's queries; projection and context stay in shared memory meanwhile.
+
+    ``rows`` is, for backward, the log2 of what a query's exponentials are divided by, and 1 over the denominator.
+    """
     group = (tl.program_id(0) // cell_splits).to(tl.int64)
     cell, head = group // heads, group % heads
     first = (tl.program_id(0) % cell_splits) * split_positions
@@ -292,6 +263,7 @@ def queries_kernel(
     out_ptr += cell * out_cell + head * out_head
     context_ptr += group * FEATURES * CHANNELS
     log_mass_ptr += group * FEATURES
+    rows_ptr += group * positions * 2
     projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     context = load_blocks(context_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     columns_ptr += group * 2 * CHANNELS
@@ -303,11 +275,30 @@ def queries_kernel(
         q_NK = load_rows(q_ptr, start, row_N, q_row, BLOCK_K, CHANNELS)
         norm_N = half_norm(q_NK, half)
         q_NK = as_operand(q_NK, projection[0])
-        out_NK, total_N, _, _ = attend(
-            q_NK, projection, context, log_mass_ptr, scale, FEATURES, FULL, BLOCK_M, TAIL_M, PRECISION
-        )
+        out_NK = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+        total_N = tl.zeros([BLOCK_N], tl.float32)
+        top_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
+        # As an online softmax: what is summed is relative to each query's largest product so far.
+        for block in tl.static_range(FULL + 1):
+            feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
+            log_mass_M = tl.load(log_mass_ptr + feature_M, mask=feature_M < FEATURES, other=0.0)
+            logits_NM = tl.dot(q_NK, tl.trans(projection[block]), input_precision=PRECISION)
+            if block == FULL:
+                logits_NM = tl.where((feature_M < FEATURES)[None, :], logits_NM, float("-inf"))
+            new_top_N = tl.maximum(top_N, tl.max(logits_NM, 1) * scale)
+            share_NM = tl.math.exp2(logits_NM * scale + log_mass_M[None, :] - new_top_N[:, None])
+            if block > 0:
+                rescale_N = tl.math.exp2(top_N - new_top_N)
+                out_NK, total_N = out_NK * rescale_N[:, None], total_N * rescale_N
+            total_N += tl.sum(share_NM, 1)
+            out_NK = tl.dot(share_NM.to(q_NK.dtype), context[block], out_NK, input_precision=PRECISION)
+            top_N = new_top_N
         factor_N = tl.math.exp2(-norm_N)
-        factor_N = factor_N / (factor_N * total_N + epsilon_share)
+        denominator_N = factor_N * total_N + epsilon_share
+        rows = rows_ptr + 2 * (start + tl.arange(0, BLOCK_N))
+        tl.store(rows, top_N + norm_N + tl.math.log2(denominator_N), mask=is_query_N)
+        tl.store(rows + 1, 1.0 / denominator_N, mask=is_query_N)
+        factor_N = factor_N / denominator_N
         # Columns are loaded here, not before the loop: they would cost 32 registers all along.
         mean_K = load_column(columns_ptr, BLOCK_K, CHANNELS)
         scale_K = load_column(columns_ptr + CHANNELS, BLOCK_K, CHANNELS)

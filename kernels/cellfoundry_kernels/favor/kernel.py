@@ -85,16 +85,16 @@ def scales(head_dim: int) -> dict[str, float]:
 @torch.library.custom_op("cellfoundry::favor_attention", mutates_args=())
 def favor_forward(
     q_CHQK: Tensor, k_CHPK: Tensor, v_CHPK: Tensor, projection_MK: Tensor, weight_CP: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Output (C, H, Q, K) and what backward needs of the context; see ``context_kernel``."""
     dtype, (features, channels) = v_CHPK.dtype, projection_MK.shape
     (cells, heads, queries, _), positions = q_CHQK.shape, k_CHPK.shape[2]
     groups = cells * heads
-    out_CHQK, context_CHMK, log_mass_CHM, columns_CHXK, scalars_CHX = _forward_like(
+    out_CHQK, rows_CHQX, context_CHMK, log_mass_CHM, columns_CHXK, scalars_CHX = _forward_like(
         q_CHQK, v_CHPK, projection_MK
     )
     if not groups or not queries:
-        return out_CHQK, context_CHMK, log_mass_CHM, columns_CHXK, scalars_CHX
+        return out_CHQK, rows_CHQX, context_CHMK, log_mass_CHM, columns_CHXK, scalars_CHX
     q_CHQK, k_CHPK, v_CHPK = with_dense_rows(q_CHQK), with_dense_rows(k_CHPK), with_dense_rows(v_CHPK)
     projection_MK = projection_MK.to(context_CHMK.dtype).contiguous()
     weight_CP = None if weight_CP is None else weight_CP.contiguous()
@@ -141,6 +141,7 @@ def favor_forward(
     queries_kernel[(groups * cell_splits,)](
         q_CHQK,
         out_CHQK,
+        rows_CHQX,
         projection_MK,
         context_CHMK,
         log_mass_CHM,
@@ -156,7 +157,7 @@ def favor_forward(
         **constants(features, channels, dtype, block, ROW_FEATURES),
         **row_options(dtype),
     )
-    return out_CHQK, context_CHMK, log_mass_CHM, columns_CHXK, scalars_CHX
+    return out_CHQK, rows_CHQX, context_CHMK, log_mass_CHM, columns_CHXK, scalars_CHX
 
 
 def _forward_like(q_CHQK: Tensor, v_CHPK: Tensor, projection_MK: Tensor) -> tuple[Tensor, ...]:
@@ -165,6 +166,7 @@ def _forward_like(q_CHQK: Tensor, v_CHPK: Tensor, projection_MK: Tensor) -> tupl
     numbers = v_CHPK.new_empty(cells, heads, 3, dtype=torch.float32)
     return (
         empty_heads_inside(q_CHQK),
+        numbers.new_empty(cells, heads, q_CHQK.shape[2], 2),
         v_CHPK.new_empty(cells, heads, features, channels, dtype=operand_dtype(v_CHPK.dtype)),
         numbers.new_empty(cells, heads, features),
         numbers.new_empty(cells, heads, 2, channels),
@@ -187,6 +189,7 @@ def favor_backward(
     v_CHPK: Tensor,
     projection_MK: Tensor,
     weight_CP: Tensor | None,
+    rows_CHQX: Tensor,
     context_CHMK: Tensor,
     log_mass_CHM: Tensor,
     columns_CHXK: Tensor,
@@ -207,18 +210,19 @@ def favor_backward(
 
     block = row_block(dtype)
     cell_splits, split_positions = splits(groups, queries, block)
-    rows = scalars_CHX.new_empty(groups, queries, 3)
+    delta = scalars_CHX.new_empty(groups, queries)
     backward_queries_kernel[(groups * cell_splits,)](
         q_CHQK,
         grad_CHQK,
         grad_q_CHQK,
-        rows,
+        rows_CHQX,
+        delta,
         projection_MK,
         context_CHMK,
         log_mass_CHM,
         columns_CHXK,
         scalars_CHX,
-        *factors.values(),
+        factors["scale"],
         root,
         *row_strides(q_CHQK),
         *row_strides(grad_CHQK),
@@ -233,12 +237,13 @@ def favor_backward(
     block = sum_block(dtype)
     cell_splits, split_positions = splits(groups, queries, block)
     programs, padded = groups * cell_splits, padded_features(features, SUM_FEATURES)
-    sums = rows.new_empty(programs, padded, channels)
+    sums = delta.new_empty(programs, padded, channels)
     slopes = sums.new_empty(programs, padded)
     gradient_sums_kernel[(programs,)](
         q_CHQK,
         grad_CHQK,
-        rows,
+        rows_CHQX,
+        delta,
         projection_MK,
         sums,
         slopes,
@@ -333,7 +338,7 @@ def published_launches() -> list[Launch]:
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         operand = f"*{TYPE_NAMES[operand_dtype(dtype)]}"
-        single = ("sums", "masses", "tops", "log_mass", "columns", "scalars", "rows", "slopes")
+        single = ("sums", "masses", "tops", "log_mass", "columns", "scalars", "rows", "delta", "slopes")
         single += ("offset", "grad_columns", "largest")
         other = {f"{name}_ptr": "*fp32" for name in single}
         other |= {f"{name}_ptr": operand for name in ("projection", "context", "table")}
