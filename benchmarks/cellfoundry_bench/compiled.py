@@ -1,4 +1,7 @@
-"""What a kernel compiles to, without a GPU: registers, stack, shared memory, and the blocks that fit one processor."""
+"""What a kernel compiles to, without a GPU: registers, stack, shared memory, and the blocks that fit one processor.
+
+``python -m cellfoundry_bench.compiled`` prints it for every launch of every op, for A100 (80) and H100 (90).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellfoundry_kernels.launch import Launch
+from cellfoundry_kernels.launch import Launch, all_published_launches
 
 REGISTERS_PER_SM = 65_536
 THREADS_PER_SM = 2048
@@ -74,3 +77,19 @@ def _usage(cubin: bytes, tool: Path) -> str:
         return subprocess.run(
             [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
+
+
+def main() -> None:
+    """A line a launch and device."""
+    print(f"{'launch':56} sm registers stack shared KiB blocks warps")
+    for launch in all_published_launches():
+        for capability in launch.capabilities:
+            of = compile_launch(launch, capability)
+            print(
+                f"{launch.name:56} {capability} {of.registers:9} {of.stack_bytes:5} {of.shared_bytes / 1024:10.0f} "
+                f"{of.blocks:6} {of.warps:5}"
+            )
+
+
+if __name__ == "__main__":
+    main()

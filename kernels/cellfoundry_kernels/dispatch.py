@@ -3,10 +3,7 @@
 Default: Triton for fp32, fp16 and bf16 tensors on a CUDA device where triton is installed, the reference
     elsewhere.
 ``CELLFOUNDRY_KERNELS=triton`` or ``=torch`` forces one (Triton on CPU tensors then needs
-``TRITON_INTERPRET=1``).
-
-Triton twins today: ``value_embedding`` and ``pool_cells`` (forward; backward recomputes with the reference)
-and ``varlen_attention`` (forward and backward). The other ops, and float64, always run the reference.
+``TRITON_INTERPRET=1``). ``torch.compile`` reads the variable when it traces.
 """
 
 from __future__ import annotations
@@ -27,19 +24,25 @@ def use_triton(tensor: Tensor) -> bool:
     Raises:
         ValueError: The variable holds anything but triton or torch, or forces Triton where it cannot run.
     """
+    return _decide(tensor.device.type, tensor.dtype in TRITON_DTYPES)
+
+
+# The answer is a constant of a traced graph: reading the environment in it would break the graph in two.
+@torch.compiler.assume_constant_result
+def _decide(device: str, has_twin: bool) -> bool:
     choice = os.environ.get(VARIABLE, "")
     if choice not in ("", "triton", "torch"):
         raise ValueError(f"{VARIABLE} is {choice!r}: set it to triton or torch, or unset it.")
-    if choice == "torch" or tensor.dtype not in TRITON_DTYPES:
+    if choice == "torch" or not has_twin:
         return False
     installed = find_spec("triton") is not None
     if choice == "":
-        return installed and tensor.is_cuda
+        return installed and device == "cuda"
     if not installed:
         raise ValueError(f"{VARIABLE} is 'triton', but triton is not installed: install it, or unset it.")
-    if not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
-            f"{VARIABLE} is 'triton', but a tensor is on {tensor.device}: move it to a CUDA device, set "
+            f"{VARIABLE} is 'triton', but a tensor is on {device}: move it to a CUDA device, set "
             "TRITON_INTERPRET=1 (slow, for tests), or unset the variable."
         )
     return True

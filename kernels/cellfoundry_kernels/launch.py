@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import pkgutil
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, TypedDict
 
 import torch
@@ -26,6 +30,15 @@ def tile(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
+@functools.cache
+def capability_of(device: torch.device) -> int:
+    """10 times the compute capability of a CUDA device (90 is H100); a CPU, the interpreter's, counts as 90."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 @dataclass(frozen=True)
 class Launch:
     """A kernel as it is launched at the published model's sizes: what tests and the compile report compile.
@@ -37,6 +50,7 @@ class Launch:
         constants: values of the ``constexpr`` arguments.
         options: of the launch.
         aligned: further integer arguments that are multiples of 16 in real models; pointers always are.
+        capabilities: of the devices that launch it so.
     """
 
     name: str
@@ -45,6 +59,7 @@ class Launch:
     constants: dict[str, Any]
     options: LaunchOptions
     aligned: tuple[str, ...] = ()
+    capabilities: tuple[int, ...] = (80, 90)
 
 
 TYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -56,3 +71,13 @@ def argument_types(
     """Types of a kernel's arguments: pointers to ``dtype``, else ``i32``, but for those named in ``other``."""
     default = {name: f"*{TYPE_NAMES[dtype]}" if name.endswith("_ptr") else "i32" for name in kernel.arg_names}
     return {name: other.get(name, kind) for name, kind in default.items() if name not in constants}
+
+
+def all_published_launches() -> list[Launch]:
+    """``published_launches()`` of every op: each package here that has a ``kernel`` module."""
+    import cellfoundry_kernels
+
+    found = pkgutil.iter_modules(cellfoundry_kernels.__path__, "cellfoundry_kernels.")
+    modules = [f"{package.name}.kernel" for package in found if package.ispkg]
+    kernels = [import_module(name) for name in modules if find_spec(name)]
+    return [launch for kernel in kernels for launch in kernel.published_launches()]

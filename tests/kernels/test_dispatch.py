@@ -19,6 +19,14 @@ def test_cpu_tensors_run_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not use_triton(torch.zeros(1))
 
 
+def test_the_choice_does_not_break_a_traced_graph() -> None:
+    def which(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if use_triton(x) else x - 1
+
+    traced = torch.compile(which, fullgraph=True, backend="eager")
+    assert traced(torch.zeros(1)) == -1
+
+
 def test_an_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CELLFOUNDRY_KERNELS", "cuda")
     with pytest.raises(

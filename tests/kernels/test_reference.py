@@ -121,6 +121,19 @@ def test_varlen_attention_without_tokens() -> None:
     assert varlen_attention(empty, empty, empty, cu_seqlens_of([0, 0]), 0).shape == (0, 2, 8)
 
 
+def test_varlen_attention_refuses_keys_of_another_kind() -> None:
+    q, k = torch.randn(3, 1, 8), torch.randn(3, 2, 8)
+    with pytest.raises(ValueError, match=r"\(3, 1, 8\) torch.float32, \(3, 2, 8\) torch.float32, .*one kind"):
+        varlen_attention(q, k, q, cu_seqlens_of([3]), 3)
+
+
+def test_the_gradient_of_a_pooled_maximum_goes_to_the_first_of_equal_tokens() -> None:
+    x = torch.tensor([[1.0], [2.0], [2.0], [0.0], [0.0]], requires_grad=True)
+    pool_cells(x, cu_seqlens_of([5]), "max").neg().sum().backward()
+    assert x.grad is not None
+    assert x.grad.flatten().tolist() == [0, -1, 0, 0, 0]
+
+
 def favor_written_out(q: Tensor, k: Tensor, v: Tensor, projection: Tensor) -> Tensor:
     """Features as published, with eps inside and the m^-0.5 factor; the maxima carry no gradient."""
     c = q.shape[-1] ** -0.25

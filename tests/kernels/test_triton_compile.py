@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import pytest
 
 pytest.importorskip("triton", reason="triton exists on Linux only")
 
 from cellfoundry_bench.compiled import SHARED_KIB, compile_launch
-from cellfoundry_kernels.launch import Launch
+from cellfoundry_kernels.launch import Launch, all_published_launches
 
-OPS = ["embedding", "pooling", "varlen"]
-LAUNCHES = {
-    launch.name: launch
-    for op in OPS
-    for launch in import_module(f"cellfoundry_kernels.{op}.kernel").published_launches()
-}
+COMPILED = [
+    pytest.param(launch, capability, id=f"{launch.name}-sm{capability}")
+    for launch in all_published_launches()
+    for capability in launch.capabilities
+]
 
 
-@pytest.mark.parametrize("capability", [80, 90], ids=["sm80", "sm90"])
-@pytest.mark.parametrize("launch", LAUNCHES.values(), ids=LAUNCHES)
+@pytest.mark.parametrize(("launch", "capability"), COMPILED)
 def test_compiles_without_spills(launch: Launch, capability: int) -> None:
     resources = compile_launch(launch, capability)
     assert resources.stack_bytes == 0

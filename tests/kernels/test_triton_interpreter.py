@@ -1,4 +1,4 @@
-"""Runs the tests of ``interpreted/`` in a process of their own: triton decides at import whether it interprets."""
+"""Runs each file of ``interpreted/`` in a process of its own: triton decides at import whether it interprets."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import pytest
 
 pytest.importorskip("triton", reason="triton exists on Linux only")
 
+FILES = sorted((Path(__file__).parent / "interpreted").glob("test_*.py"))
 
-def test_triton_twins_in_the_interpreter() -> None:
-    folder = Path(__file__).parent / "interpreted"
+
+@pytest.mark.parametrize("file", FILES, ids=[file.stem.removeprefix("test_") for file in FILES])
+def test_triton_twin_in_the_interpreter(file: Path) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
         env=environment,
         capture_output=True,
         text=True,

@@ -22,17 +22,28 @@ def varlen_attention(
 ) -> Tensor:
     """Full softmax attention among each cell's own tokens, over packed cells.
 
+    The same bits in every run, whoever shares the batch; a NaN stays in its cell and comes out.
+
     Args:
-        q_NHK: Queries, (N, H, K); fp32, fp16, bf16 (fp64 with the reference). k_NHK, v_NHK alike.
+        q_NHK: Queries, (N, H, K); fp32, fp16, bf16 (fp64 with the reference). k_NHK, v_NHK alike. Views of one
+            packed projection (N, 3, H, K) are read in place.
         k_NHK: Keys.
         v_NHK: Values.
         cu_seqlens: int32 or int64, (C + 1,), from 0 to N; cells may be empty.
-        max_seqlen: Tokens of the longest cell (the size of the Triton launch).
+        max_seqlen: Tokens of the longest cell (chooses tile sizes).
         scale: Factor of the logits; K^-0.5 by default.
 
     Returns:
-        (N, H, K). Forward FLOPs 4 H K sum(n_c^2), backward 2.5 times that; memory grows with N only.
+        (N, H, K). Forward FLOPs 4 H K sum(n_c^2), backward 2.5 times that (3.5 times on the GPU, where both
+        of its kernels recompute the shares); bytes at least 4 and 8 N H K elements; memory grows with N only.
+
+    Raises:
+        ValueError: Queries, keys and values that differ in shape or dtype; heads wider than 128 channels on
+            the GPU.
     """
+    if not q_NHK.shape == k_NHK.shape == v_NHK.shape or not q_NHK.dtype == k_NHK.dtype == v_NHK.dtype:
+        kinds = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in (q_NHK, k_NHK, v_NHK))
+        raise ValueError(f"varlen_attention got queries, keys and values of {kinds}: give three of one kind.")
     scale = q_NHK.shape[-1] ** -0.5 if scale is None else scale
     if use_triton(q_NHK):
         from cellfoundry_kernels.varlen.kernel import varlen_attention as twin

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from twins import DTYPES, cu_seqlens_of, with_gradients
+from twins import (
+    DTYPES,
+    assert_as_exact_as_the_reference,
+    assert_compiles_whole,
+    cu_seqlens_of,
+    with_gradients,
+)
 
 from cellfoundry_kernels import pool_cells
-from cellfoundry_kernels.pooling import reference
+from cellfoundry_kernels.pooling import kernel, reference
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -16,20 +22,47 @@ from cellfoundry_kernels.pooling import reference
 def test_pool_cells(dtype: torch.dtype, mode: str, width: int) -> None:
     lengths = [70, 2, 0, 33, 3]
     cu_seqlens = cu_seqlens_of(lengths)
+    has_genes = torch.tensor(lengths) > 2
     x = torch.randn(sum(lengths), width).to(dtype)
     grad = torch.randn(5, width * (4 if mode == "all" else 1)).to(dtype)
+    ours, low, exact = (
+        with_gradients(lambda x, op=op: op(x, cu_seqlens, mode), [x], grad)
+        for op, x in ((pool_cells, x), (reference.pool_cells, x), (reference.pool_cells, x.double()))
+    )
+    for pooled in (ours, low, exact):
+        assert pooled[0].isnan().all(1).tolist() == (~has_genes).tolist()
+        pooled[0] = pooled[0][has_genes]
+    assert_as_exact_as_the_reference(ours, low, exact)
+
+
+@pytest.mark.parametrize("mode", ["all", "max"])
+def test_the_gradient_of_a_maximum_goes_to_the_first_of_equal_tokens(mode: str) -> None:
+    x = torch.randint(3, (200, 4)).float()
+    x[:, 3] = -torch.inf
+    cu_seqlens, grad = cu_seqlens_of([150, 50]), torch.randn(2, 16 if mode == "all" else 4)
     ours = with_gradients(lambda x: pool_cells(x, cu_seqlens, mode), [x], grad)
     expected = with_gradients(lambda x: reference.pool_cells(x, cu_seqlens, mode), [x], grad)
     for actual, wanted in zip(ours, expected, strict=True):
-        torch.testing.assert_close(actual, wanted, equal_nan=True)
-    assert ours[0].isnan().all(1).tolist() == [False, True, True, False, False]
+        torch.testing.assert_close(actual, wanted)
 
 
-def test_pool_cells_does_not_lose_a_nan() -> None:
+@pytest.mark.parametrize("mode", ["all", "max"])
+def test_pool_cells_does_not_lose_a_nan(mode: str) -> None:
     x = torch.randn(6, 3)
     x[1, 2] = torch.nan
-    assert pool_cells(x, cu_seqlens_of([6]), "max").isnan().tolist() == [[False, False, True]]
+    assert pool_cells(x, cu_seqlens_of([6]), mode)[0, -3:].isnan().tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("mode", ["all", "max"])
+def test_pool_cells_is_a_registered_op(mode: str) -> None:
+    cu_seqlens, x = cu_seqlens_of([9, 4]), torch.randn(13, 6, requires_grad=True)
+    torch.library.opcheck(kernel._forward, (x, cu_seqlens, mode == "all"))
+    place = torch.zeros(2, 6, dtype=torch.int32)
+    grad = torch.randn(2, 24 if mode == "all" else 6)
+    torch.library.opcheck(kernel._backward, (grad, cu_seqlens, place, 13, mode == "all"))
+    assert_compiles_whole(lambda x: pool_cells(x, cu_seqlens, mode), [x], grad)
 
 
 def test_nothing_to_do_launches_nothing() -> None:
     assert pool_cells(torch.empty(0, 4), cu_seqlens_of([]), "all").shape == (0, 16)
+    assert pool_cells(torch.empty(0, 4), cu_seqlens_of([0, 0]), "all").isnan().all()

@@ -36,3 +36,12 @@ def with_gradients(op: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor
     leaves = [x.detach().requires_grad_() for x in inputs]
     out = op(*leaves)
     return [out, *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
+
+
+def assert_compiles_whole(op: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> None:
+    """One graph without a break gives the same values and gradients, bit for bit."""
+    torch.compiler.reset()
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    expected = with_gradients(op, inputs, grad)
+    for ours, eager in zip(with_gradients(compiled, inputs, grad), expected, strict=True):
+        torch.testing.assert_close(ours, eager, rtol=0, atol=0, equal_nan=True)
