@@ -1,36 +1,44 @@
 """Forward kernels of FAVOR+: sums over keys, the context they make, and the queries that read it.
 
 ``E = exp2(a - n - s)``, with ``a`` the scaled product of a row and a feature, ``n`` half the row's squared norm,
-``s`` the stabiliser; all in units of log 2. Keys are read once: each feature keeps its sums relative to the
-largest exponent so far, and the true stabiliser, the maximum over the cell, is known when they are added up.
-That is exact, because epsilon does not enter those sums: ``sum (E + eps) V = sum E V + eps sum V``.
+``s`` the stabiliser; all in units of log 2. Keys are read once: their stabiliser, the maximum over the cell, is found
+while ``exp2(a - n)`` is summed, and the sums are scaled by ``exp2(-s)`` when splits are added up. That is exact,
+because epsilon does not enter those sums: ``sum (E + eps) V = sum E V + eps sum V``. It cannot overflow, because
+``a - n`` is at most half a feature's squared norm; a running maximum would cost two instructions in six.
 
 The context of feature m is ``B_m`` (its mass, ``sum E + eps P``) and ``C_m`` (its mean value, less the mean
 ``o`` over features). A query then attends to M features with shares ``E B`` and values ``C``, and to epsilon,
 whose value is zero by the choice of ``o``. Shares, and values less their mean, are what half precision keeps well.
 
-Shape legend: see ``tiles``.
+A program walks over a split of one head's positions. ``disable_licm``: the compiler would else hoist the
+descriptors of some 70 tensor core operands out of that loop, two registers each, and spill others.
+
+Shape legend: see ``blocks``.
 """
 
-# Arguments of a kernel have no Python type.
-# mypy: disable-error-code="no-untyped-def"
+# Arguments of a kernel have no Python type, and its tuples grow.
+# mypy: disable-error-code="no-untyped-def, assignment"
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from cellfoundry_kernels.favor.tiles import (
+from cellfoundry_kernels.favor.blocks import (
+    add_products,
+    as_columns,
     as_operand,
     as_summand,
     block_features,
-    full_blocks,
     half_norm,
     load_blocks,
     load_column,
     load_rows,
     power_of_two,
     store_rows,
+    sums_as_column,
+    zero_block_sums,
+    zero_blocks,
 )
 
 
@@ -38,7 +46,7 @@ from cellfoundry_kernels.favor.tiles import (
 def _exponent_shift(projection, FULL: tl.constexpr):
     """What keeps every ``a - n`` below 86: that is at most half a feature's squared norm, ``|P|^2 / 2``.
 
-    0 for heads of 64. Exponents that then underflow are far below epsilon's weight.
+    It is 0, or a few for the longest features of a head of 64. What then underflows is far below epsilon's weight.
     """
     longest = 0.0
     for block in tl.static_range(FULL + 1):
@@ -86,9 +94,9 @@ def key_sums_kernel(
     v_ptr += cell * v_cell + head * v_head
     projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     tail_MK = projection[FULL]
-    sums = full_blocks(0.0, FULL, BLOCK_M, BLOCK_K)
-    masses = full_blocks(0.0, FULL, BLOCK_M, 16)
-    tops = full_blocks(float("-inf"), FULL, BLOCK_M, 0)
+    sums = zero_blocks(FULL, BLOCK_M, BLOCK_K)
+    masses = zero_block_sums(FULL, BLOCK_M, PRECISION)
+    top_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
     # The tail is too short for the rows of a tensor core product: it lies along the columns. Behind the last feature
     # comes the constant one, whose sums are those of the values and the weights.
     feature_M = FULL * BLOCK_M + tl.arange(0, TAIL_M)
@@ -112,16 +120,16 @@ def key_sums_kernel(
             is_key_N &= weight_N > 0
         shift_N = tl.where(is_key_N, shift_N, float("inf"))
         k_NK, v_NK = as_operand(k_NK, projection[0]), as_summand(v_NK)
-        # The tensor cores sum the exponentials as well: rounded, so that a feature holds a true mean of values.
-        ones_NX = tl.full([BLOCK_N, 16], 1.0, v_NK.dtype)
-        new_sums, new_masses, new_tops = (), (), ()
+        # The exponentials are summed as rounded, so that a feature holds a true mean of values.
+        ones = as_columns(tl.full([BLOCK_N], 1.0, tl.float32), v_NK, PRECISION)
+        new_sums, new_masses = (), ()
         for block in tl.static_range(FULL):
             logits_MN = tl.dot(projection[block], tl.trans(k_NK), input_precision=PRECISION)
-            new_tops += (tl.maximum(tops[block], tl.max(logits_MN, 1)),)
+            top_M = tl.maximum(top_M, tl.max(logits_MN, 1))
             exponential_MN = tl.math.exp2(logits_MN * scale - shift_N[None, :]).to(v_NK.dtype)
             new_sums += (tl.dot(exponential_MN, v_NK, sums[block], input_precision=PRECISION),)
-            new_masses += (tl.dot(exponential_MN, ones_NX, masses[block], input_precision=PRECISION),)
-        sums, masses, tops = new_sums, new_masses, new_tops
+            new_masses += (add_products(masses[block], exponential_MN, ones, PRECISION),)
+        sums, masses = new_sums, new_masses
         logits_NM = tl.dot(k_NK, tl.trans(tail_MK), input_precision=PRECISION)
         top_NM = tl.maximum(top_NM, logits_NM)
         exponential_NM = tl.math.exp2(logits_NM * scale - shift_N[:, None])
@@ -138,12 +146,12 @@ def key_sums_kernel(
     tl.store(sums_ptr + offset_KM, sum_KM, mask=is_column_K[:, None])
     tl.store(masses_ptr + feature_M, tl.sum(mass_NM, 0))
     top = tl.max(tl.where(feature_M < FEATURES, tl.max(top_NM, 0), float("-inf")), 0)
+    top = tl.maximum(top, tl.max(top_M, 0))
     for block in tl.static_range(FULL):
         feature_M = block * BLOCK_M + tl.arange(0, BLOCK_M)
         offset_MK = feature_M[:, None] * CHANNELS + column_K[None, :]
         tl.store(sums_ptr + offset_MK, sums[block], mask=is_column_K[None, :])
-        tl.store(masses_ptr + feature_M, tl.sum(masses[block], 1) * 0.0625)
-        top = tl.maximum(top, tl.max(tops[block], 0))
+        tl.store(masses_ptr + feature_M, sums_as_column(masses[block], PRECISION))
     tl.store(tops_ptr + 2 * program, top * scale)
     tl.store(tops_ptr + 2 * program + 1, shift)
 
@@ -214,7 +222,8 @@ def context_kernel(
     tl.store(columns_ptr + group * 2 * CHANNELS + CHANNELS + column_D, scale_D, mask=is_column_D)
     if tl.program_id(1) == 0:
         largest = tl.max(mass_M, 0)
-        tl.store(log_mass_ptr + group * FEATURES + feature_M, tl.math.log2(mass_M / largest), mask=is_feature_M)
+        log_mass_M = tl.math.log2(tl.where(is_feature_M, mass_M, largest) / largest)
+        tl.store(log_mass_ptr + group * FEATURES + feature_M, log_mass_M, mask=is_feature_M)
         tl.store(scalars_ptr + group * 3, epsilon * tl.sum(mass_M, 0) / largest)
         tl.store(scalars_ptr + group * 3 + 1, tl.math.log2(largest))
         tl.store(scalars_ptr + group * 3 + 2, stabilizer)

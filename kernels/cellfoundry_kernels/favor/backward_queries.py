@@ -1,49 +1,42 @@
-"""Backward kernels of FAVOR+: features are computed again, and every sum over positions is a split one.
+"""Backward kernels of FAVOR+ over queries: dQ, and sums over queries that the keys' gradients need.
 
-A query's features share it: ``share = E B / (sum E B + epsilon's)``, the output is ``o + share C``. With ``g`` its
-gradient and ``d = g . (out - o)``, logits have the gradient ``share (g . C - d)``: the pass over queries needs
-``d`` exactly and so repeats ``share C`` instead of reading a rounded output. Summed over queries, ``X = sum share g``
-and ``x = -sum share d`` (epsilon's part added) are B times the gradients of the sums over keys; a key's logits then have
-the gradient ``w E / B ((v - o) . X + x)``, its value ``w sum (E + eps) / B X``.
+Features are computed again; ``forward`` kept each query's normaliser. Its features share it: ``share = E B / (sum
+E B + epsilon's)``, the output is ``o + share C``. With ``g`` its gradient and ``d = g . (out - o)``, the logits
+have the gradient ``share (g . C - d)``: that takes ``d`` exactly, and so repeats ``share C`` instead of reading a
+rounded output. Summed over queries, ``X = sum share g`` and ``x = -sum share d``, epsilon's part added, are B times
+the gradients of the sums over keys (see ``backward_keys``).
 
-Shape legend: see ``tiles``.
+Shape legend: see ``blocks``.
 """
 
-# Arguments of a kernel have no Python type.
-# mypy: disable-error-code="no-untyped-def"
+# Arguments of a kernel have no Python type, and its tuples grow.
+# mypy: disable-error-code="no-untyped-def, assignment"
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from cellfoundry_kernels.favor.tiles import (
+from cellfoundry_kernels.favor.blocks import (
+    add_products,
+    as_columns,
     as_operand,
     as_summand,
     block_features,
-    full_blocks,
-    half_norm,
     load_blocks,
     load_column,
     load_rows,
     power_of_two,
     store_rows,
+    sums_as_column,
+    zero_block_sums,
+    zero_blocks,
 )
 
 # Shares times 2^12 stay below 16,384 with the room that rows are divided by: float16 keeps shares down to 1.5e-8
 # with all its bits, and some down to 1.5e-11.
 LOG2_GAIN = tl.constexpr(12.0)
 ROOM = tl.constexpr(128.0)
-
-
-@triton.jit
-def _add_row_gradients(
-    grad_NK, share_NM, rows_NK, offset_NM, table_MK, projection_MK, PRECISION: tl.constexpr
-):  # fmt: skip
-    """Adds one block's ``share (rows . table + offset)`` times its features."""
-    grad_share_NM = tl.dot(rows_NK, tl.trans(table_MK), input_precision=PRECISION) + offset_NM
-    grad_logits_NM = share_NM * grad_share_NM.to(share_NM.dtype)
-    return tl.dot(grad_logits_NM, projection_MK, grad_NK, input_precision=PRECISION)
 
 
 @triton.jit
@@ -126,9 +119,9 @@ def backward_queries_kernel(
         offset_N1 = -(delta_N / size_N)[:, None]
         grad_q_NK = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         for block in tl.static_range(FULL + 1):
-            grad_q_NK = _add_row_gradients(
-                grad_q_NK, shares[block], grad_NK, offset_N1, context[block], projection[block], PRECISION
-            )
+            grad_share_NM = tl.dot(grad_NK, tl.trans(context[block]), input_precision=PRECISION) + offset_N1
+            grad_logits_NM = shares[block] * grad_share_NM.to(q_NK.dtype)
+            grad_q_NK = tl.dot(grad_logits_NM, projection[block], grad_q_NK, input_precision=PRECISION)
         # The logits' gradients of a query sum to d times epsilon's share.
         inverse_N = tl.load(rows + 1, mask=is_query_N, other=0.0)
         slope_N = delta_N * epsilon_share * inverse_N
@@ -168,7 +161,10 @@ def gradient_sums_kernel(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
-    """Sums of one split of one head's queries: of ``g`` and ``d`` by feature; the constant one divides by the denominator."""
+    """Sums of ``g`` and ``d`` over one split of one head's queries, by feature.
+
+    A feature's exponentials are over the denominator, and so is the constant feature's 1.
+    """
     program = tl.program_id(0).to(tl.int64)
     group = program // cell_splits
     cell, head = group // heads, group % heads
@@ -180,8 +176,8 @@ def gradient_sums_kernel(
     delta_ptr += group * positions
     projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     tail_MK = projection[FULL]
-    sums = full_blocks(0.0, FULL, BLOCK_M, BLOCK_K)
-    slopes = full_blocks(0.0, FULL, BLOCK_M, 16)
+    sums = zero_blocks(FULL, BLOCK_M, BLOCK_K)
+    slopes = zero_block_sums(FULL, BLOCK_M, PRECISION)
     sum_KM = tl.zeros([BLOCK_K, TAIL_M], tl.float32)
     slope_NM = tl.zeros([BLOCK_N, TAIL_M], tl.float32)
     feature_M = FULL * BLOCK_M + tl.arange(0, TAIL_M)
@@ -196,13 +192,13 @@ def gradient_sums_kernel(
         inverse_N = tl.load(rows + 1, mask=is_query_N, other=0.0)
         delta_N = tl.load(delta_ptr + start + tl.arange(0, BLOCK_N), mask=is_query_N, other=0.0)
         grad_NK = as_summand(grad_NK)
-        delta_NX = tl.broadcast_to(delta_N[:, None], [BLOCK_N, 16]).to(grad_NK.dtype)
+        delta = as_columns(delta_N, grad_NK, PRECISION)
         new_sums, new_slopes = (), ()
         for block in tl.static_range(FULL):
             logits_MN = tl.dot(projection[block], tl.trans(q_NK), input_precision=PRECISION)
             share_MN = tl.math.exp2(logits_MN * scale - log_total_N[None, :]).to(grad_NK.dtype)
             new_sums += (tl.dot(share_MN, grad_NK, sums[block], input_precision=PRECISION),)
-            new_slopes += (tl.dot(share_MN, delta_NX, slopes[block], input_precision=PRECISION),)
+            new_slopes += (add_products(slopes[block], share_MN, delta, PRECISION),)
         sums, slopes = new_sums, new_slopes
         logits_NM = tl.dot(q_NK, tl.trans(tail_MK), input_precision=PRECISION)
         share_NM = tl.math.exp2(logits_NM * scale - log_total_N[:, None])
@@ -222,7 +218,7 @@ def gradient_sums_kernel(
         feature_M = block * BLOCK_M + tl.arange(0, BLOCK_M)
         offset_MK = feature_M[:, None] * CHANNELS + column_K[None, :]
         tl.store(sums_ptr + offset_MK, sums[block], mask=is_column_K[None, :])
-        tl.store(slopes_ptr + feature_M, tl.sum(slopes[block], 1) * 0.0625)
+        tl.store(slopes_ptr + feature_M, sums_as_column(slopes[block], PRECISION))
 
 
 @triton.jit
@@ -282,112 +278,3 @@ def gradient_context_kernel(
         offset_M = -mass_M * (slope_M + epsilon * total)
         tl.store(offset_ptr + group * FEATURES + feature_M, offset_M, mask=is_feature_M)
         tl.store(largest_ptr + group, tl.max(tl.abs(offset_M), 0))
-
-
-@triton.jit
-def backward_keys_kernel(
-    k_ptr,
-    v_ptr,
-    weight_ptr,
-    grad_k_ptr,
-    grad_v_ptr,
-    projection_ptr,
-    table_ptr,
-    offset_ptr,
-    log_mass_ptr,
-    columns_ptr,
-    grad_columns_ptr,
-    scalars_ptr,
-    largest_ptr,
-    scale,
-    half,
-    root,
-    k_cell,
-    k_head,
-    k_row,
-    v_cell,
-    v_head,
-    v_row,
-    grad_cell,
-    grad_head,
-    grad_row,
-    heads,
-    positions,
-    split_positions,
-    cell_splits,
-    FEATURES: tl.constexpr,
-    FULL: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    TAIL_M: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-) -> None:
-    """DK and dV of one split of one head's keys; the strides ``grad`` are those of both."""
-    group = (tl.program_id(0) // cell_splits).to(tl.int64)
-    cell, head = group // heads, group % heads
-    first = (tl.program_id(0) % cell_splits) * split_positions
-    last = tl.minimum(first + split_positions, positions)
-    k_ptr += cell * k_cell + head * k_head
-    v_ptr += cell * v_cell + head * v_head
-    grad_k_ptr += cell * grad_cell + head * grad_head
-    grad_v_ptr += cell * grad_cell + head * grad_head
-    table_ptr += group * FEATURES * CHANNELS
-    log_mass_ptr += group * FEATURES
-    offset_ptr += group * FEATURES
-    projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
-    table = load_blocks(table_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
-    columns_ptr += group * 2 * CHANNELS
-    grad_columns_ptr += group * 2 * CHANNELS
-    shift = tl.load(scalars_ptr + group * 3 + 1) + tl.load(scalars_ptr + group * 3 + 2)
-    largest = tl.load(largest_ptr + group)
-
-    for start in tl.range(first, last, BLOCK_N, disable_licm=True):
-        row_N = tl.minimum(tl.arange(0, BLOCK_N), last - 1 - start)
-        is_key_N = start + tl.arange(0, BLOCK_N) < last
-        k_NK = load_rows(k_ptr, start, row_N, k_row, BLOCK_K, CHANNELS)
-        v_NK = load_rows(v_ptr, start, row_N, v_row, BLOCK_K, CHANNELS)
-        shift_N = half_norm(k_NK, half) + shift - LOG2_GAIN
-        if weight_ptr is not None:
-            weight_N = tl.load(weight_ptr + cell * positions + start + row_N)
-            shift_N -= tl.math.log2(tl.maximum(weight_N, 1e-30))
-            shift_N = tl.where(weight_N > 0, shift_N, float("inf"))
-        k_NK = as_operand(k_NK, projection[0])
-        mean_K = load_column(columns_ptr, BLOCK_K, CHANNELS)
-        scale_K = load_column(grad_columns_ptr, BLOCK_K, CHANNELS)
-        v_NK = (v_NK.to(tl.float32) - mean_K[None, :]) * scale_K[None, :]
-        size_N = power_of_two(tl.maximum(tl.max(tl.abs(v_NK), 1), largest)) * ROOM
-        inverse_N = 1.0 / size_N
-        v_NK = (v_NK * inverse_N[:, None]).to(k_NK.dtype)
-
-        grad_k_NK = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-        grad_v_NK = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-        slope_N = tl.zeros([BLOCK_N], tl.float32)
-        for block in tl.static_range(FULL + 1):
-            feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
-            log_mass_M = tl.load(log_mass_ptr + feature_M, mask=feature_M < FEATURES, other=float("inf"))
-            offset_M = tl.load(offset_ptr + feature_M, mask=feature_M < FEATURES, other=0.0)
-            logits_NM = tl.dot(k_NK, tl.trans(projection[block]), input_precision=PRECISION)
-            # No more than 1 before the gain: a key's weighted exponential is part of the feature's mass.
-            share_NM = tl.math.exp2(logits_NM * scale - log_mass_M[None, :] - shift_N[:, None])
-            slope_N += tl.sum(share_NM * offset_M[None, :], 1)
-            share_NM = share_NM.to(k_NK.dtype)
-            grad_v_NK = tl.dot(share_NM, table[block], grad_v_NK, input_precision=PRECISION)
-            grad_k_NK = _add_row_gradients(
-                grad_k_NK, share_NM, v_NK, offset_M[None, :] * inverse_N[:, None], table[block], projection[block],
-                PRECISION,
-            )  # fmt: skip
-        # The logits' gradients of a key sum to this: its products with the table are those with dV.
-        slope_N += tl.sum(grad_v_NK * v_NK.to(tl.float32), 1) * size_N
-        scale_K = load_column(grad_columns_ptr, BLOCK_K, CHANNELS)
-        epsilon_K = load_column(grad_columns_ptr + CHANNELS, BLOCK_K, CHANNELS)
-        gain = tl.math.exp2(-LOG2_GAIN)
-        if weight_ptr is not None:
-            grad_v_NK = grad_v_NK * scale_K[None, :] * gain + weight_N[:, None] * epsilon_K[None, :]
-        else:
-            grad_v_NK = grad_v_NK * scale_K[None, :] * gain + epsilon_K[None, :]
-        store_rows(grad_v_ptr, grad_v_NK, start, row_N, is_key_N, grad_row, BLOCK_K, CHANNELS)
-        k_NK = load_rows(k_ptr, start, row_N, k_row, BLOCK_K, CHANNELS).to(tl.float32)
-        grad_k_NK = (root * gain) * (grad_k_NK * size_N[:, None] - root * slope_N[:, None] * k_NK)
-        store_rows(grad_k_ptr, grad_k_NK, start, row_N, is_key_N, grad_row, BLOCK_K, CHANNELS)
