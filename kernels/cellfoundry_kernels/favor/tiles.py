@@ -1,0 +1,169 @@
+"""Sizes of the FAVOR+ launches: tiles by device, feature blocks, and how positions are split among programs.
+
+The tiles come from what the kernels compile to (registers, shared memory, no spills), not from a clock.
+
+Shape legend: C cells, H heads, P positions, K head dim, M features.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import triton
+from torch import Tensor
+
+from cellfoundry_kernels.launch import LaunchOptions, capability_of, dot_precision, tile
+
+LOG2_E = math.log2(math.e)
+Kernel = Literal["sums", "queries", "backward_queries", "backward_keys"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Sizes of one launch.
+
+    Attributes:
+        positions: of a tile.
+        features: of a full block.
+        warps: of a program.
+        stages: of the pipeline that loads positions.
+    """
+
+    positions: int
+    features: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> LaunchOptions:
+        """As the launch takes them."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+# bfloat16, by compute capability. Sums need one program of 8 warps: their 70 KB fill half its registers.
+BFLOAT16: dict[tuple[int, Kernel], Tile] = {
+    (80, "sums"): Tile(32, 128, 8, 2),
+    (80, "queries"): Tile(128, 64, 8, 2),
+    (80, "backward_queries"): Tile(32, 64, 4, 1),
+    (80, "backward_keys"): Tile(32, 128, 4, 1),
+    (90, "sums"): Tile(64, 128, 8, 2),
+    (90, "queries"): Tile(64, 64, 4, 2),
+    (90, "backward_queries"): Tile(64, 64, 4, 2),
+    (90, "backward_keys"): Tile(64, 64, 4, 2),
+}
+# Float32 products, which float16 inputs take too, run on the plain cores; longer tiles spill registers.
+SINGLE: dict[Kernel, Tile] = {
+    "sums": Tile(16, 16, 8, 1),
+    "queries": Tile(16, 64, 8, 1),
+    "backward_queries": Tile(16, 64, 8, 1),
+    "backward_keys": Tile(16, 16, 8, 1),
+}
+# Programs of a launch: about four rounds of two programs on each of 132 multiprocessors.
+PROGRAMS = 1024
+# Fewer positions than this are not worth a program of their own: it loads up to 140 KB of operands first.
+LEAST_POSITIONS = 512
+# Features x head dim, both padded, whose operands fit the 163 KiB of shared memory of an A100.
+LARGEST_PROJECTION = 272 * 64
+# Devices of 99 KiB.
+SMALL_SHARED_MEMORY = (86, 89, 120, 121)
+
+
+def tile_for(kernel: Kernel, dtype: torch.dtype, capability: int) -> Tile:
+    """The tile of a launch; newer devices take the newest entry."""
+    if dtype != torch.bfloat16:
+        return SINGLE[kernel]
+    return BFLOAT16[90 if capability >= 90 else 80, kernel]
+
+
+# A constant of a traced graph, as in dispatch.
+@torch.compiler.assume_constant_result
+def runs(features: int, head_dim: int, device: torch.device) -> bool:
+    """Whether the kernels run a projection of this size on this device; else the reference does."""
+    small = padded_features(features, 16) * tile(head_dim) <= LARGEST_PROJECTION
+    capability = capability_of(device)
+    return small and capability >= 80 and capability not in SMALL_SHARED_MEMORY
+
+
+def feature_blocks(features: int, block_m: int) -> dict[str, int]:
+    """The blocks of a number of features as ``constexpr`` arguments; the tail has room for one feature more."""
+    full = features // block_m
+    return {"FULL": full, "BLOCK_M": block_m, "TAIL_M": tile(features - full * block_m + 1)}
+
+
+def padded_features(features: int, block_m: int) -> int:
+    """Features of all blocks."""
+    blocks = feature_blocks(features, block_m)
+    return blocks["FULL"] * block_m + blocks["TAIL_M"]
+
+
+def operand_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type of matrix operands made inside: what is rounded must be finer than the inputs.
+
+    float16 for bfloat16 inputs: shares in [0, 1] and rows over a power of two need its bits, not bfloat16's range.
+    """
+    return torch.float16 if dtype == torch.bfloat16 else torch.float32
+
+
+def constants(features: int, head_dim: int, dtype: torch.dtype, sizes: Tile) -> dict[str, Any]:
+    """``constexpr`` arguments of every kernel over positions."""
+    return {
+        "FEATURES": features,
+        **feature_blocks(features, sizes.features),
+        "CHANNELS": head_dim,
+        "BLOCK_K": tile(head_dim),
+        "BLOCK_N": sizes.positions,
+        "PRECISION": dot_precision(operand_dtype(dtype)),
+    }
+
+
+# Of the kernels that add up splits, some columns a program.
+REDUCE_COLUMNS = 16
+REDUCE_OPTIONS: LaunchOptions = {"num_warps": 8, "num_stages": 2}
+
+
+def reduce_constants(features: int, head_dim: int, sizes: Tile) -> dict[str, Any]:
+    """``constexpr`` arguments of the kernels that add up splits of ``sums`` launches."""
+    return {
+        "FEATURES": features,
+        "CHANNELS": head_dim,
+        "PADDED_M": padded_features(features, sizes.features),
+        "BLOCK_M": triton.next_power_of_2(features),
+        "BLOCK_D": REDUCE_COLUMNS,
+    }
+
+
+def splits(groups: int, positions: int, sizes: Tile) -> tuple[int, int]:
+    """Into how many programs each (cell, head) is split, and the positions of each: a multiple of the tile.
+
+    Enough to fill the processor with one cell; with many cells few, so that partial sums (70 KB each at 266
+    features) stay below about 75 MB, or one a (cell, head).
+    """
+    wanted = max(1, min(PROGRAMS // max(groups, 1), positions // LEAST_POSITIONS))
+    length = triton.cdiv(triton.cdiv(positions, wanted), sizes.positions) * sizes.positions
+    return triton.cdiv(positions, length), length
+
+
+def sizes_of(kernel: Kernel, x_CHPK: Tensor) -> Tile:
+    """The tile of a launch over these rows."""
+    return tile_for(kernel, x_CHPK.dtype, capability_of(x_CHPK.device))
+
+
+def row_strides(x_CHPK: Tensor) -> tuple[int, ...]:
+    """Strides of cells, heads and positions."""
+    return x_CHPK.stride()[:3]
+
+
+def with_dense_rows(x_CHPK: Tensor) -> Tensor:
+    """The tensor where each row lies dense, as in views of a packed projection; else a copy."""
+    # 128 rows of a tile are addressed with 32 bits.
+    is_dense = x_CHPK.stride(3) == 1 and x_CHPK.stride(2) < 2**24
+    return x_CHPK if is_dense else x_CHPK.contiguous()
+
+
+def empty_heads_inside(x_CHPK: Tensor) -> Tensor:
+    """Memory shaped like ``x_CHPK``, a position's heads side by side: merging the heads again copies nothing."""
+    cells, heads, positions, channels = x_CHPK.shape
+    return x_CHPK.new_empty(cells, positions, heads, channels).transpose(1, 2)

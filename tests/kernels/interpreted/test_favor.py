@@ -1,0 +1,181 @@
+"""favor_attention, in Triton's interpreter, against the float64 reference (run by ../test_triton_interpreter.py)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from twins import (
+    assert_as_exact_as_the_reference,
+    assert_compiles_whole,
+    relative_rms,
+    with_gradients,
+)
+
+from cellfoundry_kernels import favor_attention
+from cellfoundry_kernels.favor import kernel, reference, tiles
+
+Shape = tuple[int, int, int, int, int]  # cells, heads, queries, keys, head dim
+
+
+def random_inputs(shape: Shape, dtype: torch.dtype, scale: float = 1.0) -> tuple[list[Tensor], Tensor]:
+    """Queries, keys and values as the decoder splits them into heads (views, no copies), and a gradient."""
+    cells, heads, queries, keys, head_dim = shape
+
+    def rows(positions: int) -> Tensor:
+        return (
+            torch.randn(cells, positions, heads * head_dim)
+            .to(dtype)
+            .unflatten(2, (heads, -1))
+            .transpose(1, 2)
+        )
+
+    return [scale * rows(queries), scale * rows(keys), rows(keys) + 1], rows(queries)
+
+
+def twin_low_exact(
+    inputs: list[Tensor], grad: Tensor, projection: Tensor, weight: Tensor | None = None
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Output and gradients of the twin, of the reference in the same dtype, and of the reference in float64."""
+    ours = partial(favor_attention, projection_MK=projection, key_weight_CP=weight)
+    low = partial(reference.favor_attention, projection_MK=projection, weight_CP=weight)
+    exact = partial(reference.favor_attention, projection_MK=projection.double(), weight_CP=weight)
+    return (
+        with_gradients(ours, inputs, grad),
+        with_gradients(low, inputs, grad),
+        with_gradients(exact, [x.double() for x in inputs], grad),
+    )
+
+
+FP32, FP16 = torch.float32, torch.float16
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "dtype"),
+    [
+        pytest.param((2, 2, 40, 40, 64), 266, FP32, id="cells2-len40-d64-m266-fp32"),
+        pytest.param((1, 2, 9, 70, 64), 266, FP16, id="cells1-len9of70-d64-m266-fp16"),
+        pytest.param((2, 3, 33, 33, 24), 40, FP32, id="cells2-len33-d24-m40-fp32"),
+        pytest.param((2, 1, 20, 50, 32), 17, FP16, id="cells2-len20of50-d32-m17-fp16"),
+        pytest.param((1, 1, 17, 30, 128), 48, FP32, id="cells1-len17of30-d128-m48-fp32"),
+    ],
+)
+def test_favor_attention(shape: Shape, features: int, dtype: torch.dtype) -> None:
+    inputs, grad = random_inputs(shape, dtype)
+    projection = torch.randn(features, shape[-1])
+    assert_as_exact_as_the_reference(*twin_low_exact(inputs, grad, projection))
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(FP32, id="fp32"), pytest.param(FP16, id="fp16")])
+def test_one_position_attends_to_itself(dtype: torch.dtype) -> None:
+    inputs, grad = random_inputs((2, 1, 1, 1, 32), dtype)
+    out, grad_q, grad_k, grad_v = with_gradients(
+        partial(favor_attention, projection_MK=torch.randn(17, 32)), inputs, grad
+    )
+    bound = 1e-5 if dtype == FP32 else 1e-3
+    assert relative_rms(out, inputs[2]) <= bound
+    assert relative_rms(grad_v, grad) <= bound
+    # Their true gradients are zero.
+    assert max(float(grad_q.abs().max()), float(grad_k.abs().max())) <= bound
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(FP32, id="fp32"), pytest.param(FP16, id="fp16")])
+def test_keys_count_as_often_as_their_weights_say(dtype: torch.dtype) -> None:
+    inputs, grad = random_inputs((2, 2, 12, 60, 32), dtype)
+    weight = torch.randint(0, 4, (2, 60)) * 0.8
+    assert_as_exact_as_the_reference(*twin_low_exact(inputs, grad, torch.randn(40, 32), weight))
+
+
+@pytest.mark.parametrize(
+    ("scale", "bound"),
+    [pytest.param(0.1, 1e-5, id="even"), pytest.param(10.0, 2e-4, id="extreme")],
+)
+def test_logits_small_and_large(scale: float, bound: float) -> None:
+    """Exponents reach +-1,000 in the second case, where float32 itself keeps 1e-4 of an exponential."""
+    inputs, grad = random_inputs((1, 2, 20, 50, 32), FP32, scale)
+    ours, low, exact = twin_low_exact(inputs, grad, torch.randn(40, 32))
+    assert relative_rms(ours[0], exact[0]) <= 1e-5
+    for actual, torch_own, expected in zip(ours[1:], low[1:], exact[1:], strict=True):
+        if float(expected.abs().max()) > 1e-30:
+            assert relative_rms(actual, expected) <= max(bound, 2 * relative_rms(torch_own, expected))
+
+
+# What bfloat16 inputs run, which the interpreter cannot: its tiles, its float16 operands.
+def run_as_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "tile_for", lambda kernel, dtype, capability: tiles.BFLOAT16[90, kernel])
+    for module in (tiles, kernel):
+        monkeypatch.setattr(module, "operand_dtype", lambda dtype: torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "scale"),
+    [
+        pytest.param((1, 2, 70, 200, 64), 266, 1.0, id="cells1-len70of200-d64-m266"),
+        pytest.param((2, 1, 130, 130, 32), 40, 0.5, id="cells2-len130-d32-m40"),
+    ],
+)
+def test_operands_of_bfloat16_inputs_are_exact_enough(
+    monkeypatch: pytest.MonkeyPatch, shape: Shape, features: int, scale: float
+) -> None:
+    run_as_bfloat16(monkeypatch)
+    inputs, grad = random_inputs(shape, FP16, scale)
+    ours, _, exact = twin_low_exact(inputs, grad, torch.randn(features, shape[-1]))
+    for actual, expected in zip(ours, exact, strict=True):
+        rounded = expected.bfloat16()  # torch's own op in bfloat16 computes in float32
+        assert relative_rms(actual.bfloat16(), expected) <= 2 * relative_rms(rounded, expected)
+
+
+# numpy, which interprets the kernels, warns of NaN.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_cell_does_not_depend_on_its_company_nor_on_its_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, _ = random_inputs((3, 2, 50, 100, 16), FP32)
+    inputs[1][0] *= 10  # a neighbour with far larger keys
+    inputs[1][2, 1, 3, 4] = torch.nan  # and one with a NaN
+    projection = torch.randn(20, 16)
+    alone = favor_attention(*(x[1:2] for x in inputs), projection)
+    monkeypatch.setattr(tiles, "LEAST_POSITIONS", 20)
+    assert tiles.splits(6, 100, tiles.SINGLE["sums"]) == (4, 32)
+    together = favor_attention(*inputs, projection)
+    assert relative_rms(together[1:2], alone) <= 1e-6
+    assert torch.equal(favor_attention(*inputs, projection)[:2], together[:2])
+    assert together[2].isnan().any(-1).any()
+    assert not together[:2].isnan().any()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("argument", range(3), ids=["query", "key", "value"])
+def test_a_nan_comes_out(argument: int) -> None:
+    inputs, _ = random_inputs((1, 1, 20, 20, 16), FP32)
+    inputs[argument][0, 0, 3, 4] = torch.nan
+    assert favor_attention(*inputs, torch.randn(20, 16)).isnan().any()
+
+
+def test_ops_and_their_compilation() -> None:
+    inputs, grad = random_inputs((2, 2, 5, 18, 16), FP32)
+    projection, weight = torch.randn(20, 16), torch.rand(2, 18)
+    op = partial(favor_attention, projection_MK=projection, key_weight_CP=weight)
+    assert_compiles_whole(lambda q, k, v: op(q, k, v), inputs, grad)
+    torch.library.opcheck(kernel._forward, (*(x.requires_grad_() for x in inputs), projection, weight))
+    torch.library.opcheck(kernel._forward, (*inputs, projection, None))
+    with torch.no_grad():
+        saved = kernel._forward(*inputs, projection, weight)[1:]
+        torch.library.opcheck(
+            kernel._backward, (grad, *(x.detach() for x in inputs), projection, weight, *saved)
+        )
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5, 5, 16), (2, 2, 0, 5, 16)], ids=["cells0", "queries0"])
+def test_nothing_to_do_launches_nothing(shape: Shape) -> None:
+    inputs, grad = random_inputs(shape, FP32)
+    out, *grads = with_gradients(partial(favor_attention, projection_MK=torch.randn(20, 16)), inputs, grad)
+    assert out.shape == grad.shape
+    assert all(not x.any() for x in grads)
+
+
+def test_a_projection_too_large_for_the_kernels_takes_the_reference() -> None:
+    inputs, _ = random_inputs((1, 1, 4, 4, 128), FP32)
+    projection = torch.randn(621, 128)
+    expected = reference.favor_attention(*inputs, projection)
+    assert torch.equal(favor_attention(*inputs, projection), expected)
