@@ -38,7 +38,7 @@ NODES, CORES = (1, 8, 64), 32
 RANKS = (1, 8, 64)
 SLICE_CPU_S = 0.00025
 """CPU time of reading one bucket's slice of one run, measured on a run of 21,000 cells and 1 to 7 cells a slice."""
-RANGES_A_CHUNK = 6  # genes, counts, both escapes, and row lengths once to plan a window and once to decode it
+RANGES_A_CHUNK = 5  # row lengths, genes, counts and both escapes; a token budget reads row lengths once more
 
 
 @dataclass(frozen=True)
