@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from typing import Any, TypedDict
 
 import torch
 import triton
+from torch import Tensor
 
 
 class LaunchOptions(TypedDict):
@@ -18,6 +20,25 @@ class LaunchOptions(TypedDict):
 
     num_warps: int
     num_stages: int
+
+
+def registered_op(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Register a function that launches kernels with torch, as ``cellfoundry::name``.
+
+    It runs on the device of its first tensor: Triton launches on torch's current one, whose kernels must not touch
+    another one's memory, and torch selects no device for an op written in Python.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        @functools.wraps(function)
+        def on_its_device(*arguments: Any) -> Any:
+            with torch.cuda.device_of(next(x for x in arguments if isinstance(x, Tensor))):
+                return function(*arguments)
+
+        schema = torch.library.infer_schema(function, mutates_args=())
+        return torch.library.custom_op(f"cellfoundry::{name}", on_its_device, mutates_args=(), schema=schema)
+
+    return register
 
 
 def dot_precision(dtype: torch.dtype) -> str:
@@ -28,6 +49,10 @@ def dot_precision(dtype: torch.dtype) -> str:
 def tile(size: int) -> int:
     """The power of two that holds ``size``, at least 16 (the smallest side of a tensor core product)."""
     return max(16, triton.next_power_of_2(size))
+
+
+# Compute capabilities whose blocks get 99 KiB of shared memory; A100 has 163, H100 227.
+SMALL_SHARED_MEMORY = (86, 89, 120, 121)
 
 
 @functools.cache

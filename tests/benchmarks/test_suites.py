@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import subprocess
 import sys
@@ -88,6 +89,17 @@ def test_packed_and_padded_do_the_same_work() -> None:
     torch.testing.assert_close(out_CHLK.transpose(1, 2)[is_token_CL], attention.ours(cells).call())
     row = model.packed_against_padded_row("tiny", np.array([5, 1, 9]), rounds=1)  # compares before it times
     assert row.ratio is not None
+
+
+# Torch's own, while it traces vmap.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_every_batch_of_flex_attention_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch gives up after eight and warns; what it then runs holds all N x N logits."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    for length in range(3, 12):
+        cells = attention.Ragged.of(np.array([length, 5]), "cpu", heads=2)
+        out_1HNK = attention.flex(cells).call()
+        torch.testing.assert_close(out_1HNK[0].transpose(0, 1), attention.ours(cells).call())
 
 
 def test_the_dense_peer_masks_as_often_as_the_objective_says() -> None:

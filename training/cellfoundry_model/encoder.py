@@ -28,7 +28,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x_ND: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """One layer over packed tokens; a token attends to all tokens of its own cell."""
-        q_NHK, k_NHK, v_NHK = self.qkv(x_ND).view(x_ND.shape[0], 3, self.heads, -1).unbind(1)
+        q_NHK, k_NHK, v_NHK = self.qkv(x_ND).unflatten(1, (3, self.heads, -1)).unbind(1)
         attended_NHK = varlen_attention(q_NHK, k_NHK, v_NHK, cu_seqlens, max_seqlen)
         x_ND = self.attention_norm(x_ND + self.attention_out(attended_NHK.flatten(1)))
         return self.ffn_norm(x_ND + self.ffn_out(F.relu(self.ffn_in(x_ND))))

@@ -98,6 +98,8 @@ def flex(cells: Ragged) -> Side:
     """FlexAttention, compiled, with the mask of cells ("documents"); making the mask is not timed."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+    # After eight batches torch would stop compiling and run the unfused version, which holds all N x N logits.
+    torch.compiler.reset()
     tokens, device = len(cells.q_NHK), cells.q_NHK.device
     cells_C = torch.arange(len(cells.cu_seqlens) - 1, device=device)
     cell_N = torch.repeat_interleave(cells_C, cells.cu_seqlens.diff().long())
@@ -105,18 +107,22 @@ def flex(cells: Ragged) -> Side:
     def same_cell(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return cell_N[query] == cell_N[key]
 
-    mask = create_block_mask(same_cell, None, None, tokens, tokens, device=device, _compile=True)
+    mask = torch.compile(create_block_mask, dynamic=False)(same_cell, None, None, tokens, tokens, device)
     compiled = torch.compile(flex_attention, dynamic=False)
     q_1HNK, k_1HNK, v_1HNK = (x_NHK.transpose(0, 1)[None] for x_NHK in cells.tensors)
     return Side(lambda: compiled(q_1HNK, k_1HNK, v_1HNK, block_mask=mask), (q_1HNK, k_1HNK, v_1HNK))
 
 
 def padded(cells: Ragged) -> Side:
-    """SDPA on cells padded to the longest, by cuDNN on CUDA; padding is not timed."""
+    """SDPA on cells padded to the longest, by cuDNN on CUDA; padding is not timed.
+
+    cuDNN gets no mask: torch would write one of (C, L, L) logits in every call, and a mask makes nothing faster. So it
+    is timed at its best, and what it gives is right for cells of equal length only.
+    """
     q, k, v = (_pad(x, cells.cu_seqlens, cells.longest) for x in cells.tensors)
-    mask_C11L = _token_mask(cells.cu_seqlens, cells.longest)[:, None, None, :]
+    is_token_CL = _token_mask(cells.cu_seqlens, cells.longest)
     backends = [SDPBackend.CUDNN_ATTENTION] if q.is_cuda else list(SDPBackend.__members__.values())
-    mask = mask_C11L.expand(-1, 1, cells.longest, -1) if q.is_cuda else mask_C11L
+    mask = None if q.is_cuda else is_token_CL[:, None, None, :]
 
     def call() -> Tensor:
         with sdpa_kernel(backends):
@@ -126,7 +132,7 @@ def padded(cells: Ragged) -> Side:
 
 
 PEERS = {"FlashAttention-2 (torch varlen_attn)": flash, "FlexAttention, document mask": flex}
-PADDED = {"cuda": "cuDNN SDPA, padded", "cpu": "SDPA, padded"}
+PADDED = {"cuda": "cuDNN SDPA, padded, no mask", "cpu": "SDPA, padded"}
 
 
 def forward_flops(lengths: npt.NDArray[np.int64], heads: int = HEADS) -> float:

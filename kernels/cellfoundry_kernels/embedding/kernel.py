@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 from cellfoundry_kernels.embedding import backward, backward_exact, forward
-from cellfoundry_kernels.launch import TYPE_NAMES, Launch, LaunchOptions, argument_types
+from cellfoundry_kernels.launch import (
+    SMALL_SHARED_MEMORY,
+    TYPE_NAMES,
+    Launch,
+    LaunchOptions,
+    argument_types,
+    capability_of,
+    registered_op,
+)
 
 # A product of two bin tiles beyond this side does not fit a processor's registers and shared memory.
 BINS_LIMIT = 128
@@ -27,12 +35,16 @@ def _module(dtype: torch.dtype) -> ModuleType:
     return backward_exact if dtype == torch.float32 else backward
 
 
-def fits(bins: int, rows: int) -> bool:
-    """Whether the kernels take so many bins."""
-    return forward.block_of_bins(bins, rows) <= BINS_LIMIT
+# A constant of a traced graph, as in dispatch.
+@torch.compiler.assume_constant_result
+def fits(bins: int, rows: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the kernels take so many bins on this device; else the reference does."""
+    # In half precision tiles of 128 bins take 104 to 148 KiB of shared memory, in float32 88.
+    is_room = dtype == torch.float32 or capability_of(device) not in SMALL_SHARED_MEMORY
+    return is_room and forward.block_of_bins(bins, rows) <= BINS_LIMIT
 
 
-@torch.library.custom_op("cellfoundry::value_embedding", mutates_args=())
+@registered_op("value_embedding")
 def _forward(
     value_N: Tensor,
     mlp_weight_B1: Tensor,
@@ -80,7 +92,7 @@ def _(
     )
 
 
-@torch.library.custom_op("cellfoundry::value_embedding_backward_bins", mutates_args=())
+@registered_op("value_embedding_backward_bins")
 def _backward_bins(
     grad_ND: Tensor,
     value_N: Tensor,
@@ -112,7 +124,7 @@ def _(
     return sums_BC, lse_N.new_empty(len(value_N) if need_value else 0)
 
 
-@torch.library.custom_op("cellfoundry::value_embedding_backward_table", mutates_args=())
+@registered_op("value_embedding_backward_table")
 def _backward_table(
     grad_ND: Tensor,
     value_N: Tensor,

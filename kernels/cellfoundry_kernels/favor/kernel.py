@@ -49,10 +49,10 @@ from cellfoundry_kernels.favor.tiles import (
     tile_for,
     with_dense_rows,
 )
-from cellfoundry_kernels.launch import TYPE_NAMES, Launch, argument_types
+from cellfoundry_kernels.launch import TYPE_NAMES, Launch, argument_types, registered_op
 
 
-@torch.library.custom_op("cellfoundry::favor_attention", mutates_args=())
+@registered_op("favor_attention")
 def _forward(
     q_CHQK: Tensor, k_CHPK: Tensor, v_CHPK: Tensor, projection_MK: Tensor, weight_CP: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -139,7 +139,7 @@ def _scales(head_dim: int) -> tuple[float, float]:
     return root * LOG2_E, 0.5 * root * root * LOG2_E
 
 
-@torch.library.custom_op("cellfoundry::favor_attention_backward", mutates_args=())
+@registered_op("favor_attention_backward")
 def _backward(
     grad_CHQK: Tensor,
     q_CHQK: Tensor,

@@ -15,7 +15,13 @@ import torch
 import triton
 from torch import Tensor
 
-from cellfoundry_kernels.launch import LaunchOptions, capability_of, dot_precision, tile
+from cellfoundry_kernels.launch import (
+    SMALL_SHARED_MEMORY,
+    LaunchOptions,
+    capability_of,
+    dot_precision,
+    tile,
+)
 
 LOG2_E = math.log2(math.e)
 Kernel = Literal["sums", "queries", "backward_queries", "backward_keys"]
@@ -67,8 +73,6 @@ PROGRAMS = 1024
 LEAST_POSITIONS = 512
 # Features x head dim, both padded, whose operands fit the 163 KiB of shared memory of an A100.
 LARGEST_PROJECTION = 272 * 64
-# Devices of 99 KiB.
-SMALL_SHARED_MEMORY = (86, 89, 120, 121)
 
 
 def tile_for(kernel: Kernel, dtype: torch.dtype, capability: int) -> Tile:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cellfoundry_kernels.launch import TYPE_NAMES, Launch, LaunchOptions, argument_types
+from cellfoundry_kernels.launch import TYPE_NAMES, Launch, LaunchOptions, argument_types, registered_op
 
 TILE = {"BLOCK_B": 1024}
 OPTIONS: LaunchOptions = {"num_warps": 4, "num_stages": 2}
@@ -57,7 +57,7 @@ def backward_kernel(grad_ptr, left_ptr, right_ptr, out_ptr, positions, BLOCK_B: 
     tl.store(out_ptr + position_B, grad_B.to(out_ptr.dtype.element_ty), mask=is_position_B)
 
 
-@torch.library.custom_op("cellfoundry::masked_mse", mutates_args=())
+@registered_op("masked_mse")
 def masked_mse(prediction_X: Tensor, target_X: Tensor) -> Tensor:
     """As ``cellfoundry_kernels.loss``."""
     positions = prediction_X.numel()
@@ -78,7 +78,7 @@ def _(prediction_X: Tensor, target_X: Tensor) -> Tensor:
     return prediction_X.new_empty((), dtype=torch.float32)
 
 
-@torch.library.custom_op("cellfoundry::masked_mse_backward", mutates_args=())
+@registered_op("masked_mse_backward")
 def masked_mse_backward(grad: Tensor, left_X: Tensor, right_X: Tensor) -> Tensor:
     """Gradient of the left argument in its dtype; the loss is symmetric, so either argument may be the left one."""
     grad_X = torch.empty(left_X.shape, dtype=left_X.dtype, device=left_X.device)

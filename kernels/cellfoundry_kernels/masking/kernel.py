@@ -28,7 +28,7 @@ import torch
 import triton
 from torch import Tensor
 
-from cellfoundry_kernels.launch import Launch, LaunchOptions, argument_types
+from cellfoundry_kernels.launch import Launch, LaunchOptions, argument_types, registered_op
 from cellfoundry_kernels.masking.definition import MaskedCells, Settings, not_whole_numbers
 from cellfoundry_kernels.masking.entries import normalise_kernel, thin_kernel, totals_kernel
 from cellfoundry_kernels.masking.positions import count_kernel, write_kernel
@@ -109,7 +109,7 @@ class _Batch:
         )
 
 
-@torch.library.custom_op("cellfoundry::mask_cells", mutates_args=())
+@registered_op("mask_cells")
 def _mask_cells(
     indptr: Tensor,
     gene_ids: Tensor,

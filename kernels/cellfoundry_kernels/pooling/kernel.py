@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cellfoundry_kernels.launch import Launch, LaunchOptions, argument_types
+from cellfoundry_kernels.launch import Launch, LaunchOptions, argument_types, registered_op
 
 TILES = {"BLOCK_T": 64, "BLOCK_D": 64}
 OPTIONS: LaunchOptions = {"num_warps": 4, "num_stages": 2}
@@ -127,7 +127,7 @@ def _grid(cells: int, width: int) -> tuple[int, int]:
     return cells, triton.cdiv(width, TILES["BLOCK_D"])
 
 
-@torch.library.custom_op("cellfoundry::pool_cells", mutates_args=())
+@registered_op("pool_cells")
 def _forward(x_ND: Tensor, cu_seqlens: Tensor, pool_all: bool) -> tuple[Tensor, Tensor]:
     """The pooled vectors (C, P), and the token of the cell that holds each maximum, int32 (C, D)."""
     cells, width = len(cu_seqlens) - 1, x_ND.shape[1]
@@ -147,7 +147,7 @@ def _(x_ND: Tensor, cu_seqlens: Tensor, pool_all: bool) -> tuple[Tensor, Tensor]
     )
 
 
-@torch.library.custom_op("cellfoundry::pool_cells_backward", mutates_args=())
+@registered_op("pool_cells_backward")
 def _backward(grad_CP: Tensor, cu_seqlens: Tensor, place_CD: Tensor, tokens: int, pool_all: bool) -> Tensor:
     """Gradient of the tokens, (N, D)."""
     cells, width = place_CD.shape

@@ -23,6 +23,7 @@ from cellfoundry_kernels.launch import (
     argument_types,
     capability_of,
     dot_precision,
+    registered_op,
     tile,
 )
 from cellfoundry_kernels.varlen.backward import delta_kernel, keys_kernel, queries_kernel
@@ -74,7 +75,7 @@ def _packed(x_NHK: Tensor) -> Tensor:
     return x_NHK if is_packed and x_NHK.stride(0) < 2**24 else x_NHK.contiguous()
 
 
-@torch.library.custom_op("cellfoundry::varlen_attention", mutates_args=())
+@registered_op("varlen_attention")
 def _forward(
     q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -100,7 +101,7 @@ def _(
     return out_NHK, q_NHK.new_empty(heads, tokens, dtype=torch.float32)
 
 
-@torch.library.custom_op("cellfoundry::varlen_attention_backward", mutates_args=())
+@registered_op("varlen_attention_backward")
 def _backward(
     grad_NHK: Tensor,
     q_NHK: Tensor,

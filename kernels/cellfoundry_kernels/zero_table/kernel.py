@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cellfoundry_kernels.launch import TYPE_NAMES, Launch, LaunchOptions, argument_types
+from cellfoundry_kernels.launch import TYPE_NAMES, Launch, LaunchOptions, argument_types, registered_op
 
 BLOCK_P = 8
 CELLS_A_PROGRAM = 16
@@ -106,7 +106,7 @@ def _token_index(cell_index_N: Tensor, position_N: Tensor, cells: int, positions
     return token_CP.index_put_((cell_index_N, position_N), token_N)
 
 
-@torch.library.custom_op("cellfoundry::scatter_into_zero_table", mutates_args=())
+@registered_op("scatter_into_zero_table")
 def scatter_into_zero_table(
     zero_table_PD: Tensor, encoder_ND: Tensor, cell_index_N: Tensor, position_N: Tensor, cells: int
 ) -> Tensor:
@@ -138,7 +138,7 @@ def _(
     return encoder_ND.new_empty(cells, *zero_table_PD.shape)
 
 
-@torch.library.custom_op("cellfoundry::zero_table_gradient", mutates_args=())
+@registered_op("zero_table_gradient")
 def zero_table_gradient(
     grad_CPD: Tensor, cell_index_N: Tensor, position_N: Tensor, dtype: torch.dtype
 ) -> Tensor:

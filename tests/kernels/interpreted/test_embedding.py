@@ -121,6 +121,15 @@ def test_a_nan_comes_out_and_stays_with_its_token() -> None:
     assert is_nan.any(1).tolist() == is_nan.all(1).tolist() == [token in (4, 6) for token in range(9)]
 
 
+@pytest.mark.parametrize(("capability", "fits"), [(80, True), (86, False), (89, False), (90, True)])
+def test_half_precision_needs_more_shared_memory_than_some_devices_have(
+    monkeypatch: pytest.MonkeyPatch, capability: int, fits: bool
+) -> None:
+    monkeypatch.setattr(kernel, "capability_of", lambda device: capability)
+    assert kernel.fits(100, 102, torch.bfloat16, torch.device("cpu")) == fits
+    assert kernel.fits(100, 102, torch.float32, torch.device("cpu"))
+
+
 def test_inputs_may_be_views_and_more_bins_than_fit_run_the_reference() -> None:
     inputs, position_N = full_inputs(10, 10, 8, torch.float32)
     strided = [torch.stack([x, x], -1)[..., 0] for x in inputs]
