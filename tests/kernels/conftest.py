@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 # Triton decides at import whether it interprets, so those files run in a process of their own
-# (test_triton_interpreter.py starts it).
-collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
+# (test_triton_interpreter.py and test_triton_on_gpu.py start it).
+ALONE = os.environ.get("TRITON_INTERPRET") == "1" or "CELLFOUNDRY_TEST_DEVICE" in os.environ
+collect_ignore = [] if ALONE else ["interpreted"]
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from twins import DEVICE
+
+if DEVICE != "cpu":
+    torch.set_default_device(DEVICE)
 
 
 @pytest.fixture(autouse=True)

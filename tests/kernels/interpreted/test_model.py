@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from twins import relative_rms
+from twins import DEVICE, relative_rms
 
 from cellfoundry_kernels import MaskedCells, mask_cells, masked_mse
 from cellfoundry_model.architecture import CellModel
@@ -66,7 +66,7 @@ def test_a_training_step_is_that_of_the_reference(model: CellModel, monkeypatch:
 def test_autocast_gives_gradients_of_the_parameters_dtype(model: CellModel) -> None:
     masked = masked_cells([20, 10])
     exact, exact_grads = step(model, masked)
-    with torch.autocast("cpu", torch.float16):
+    with torch.autocast(DEVICE, torch.float16):
         ours, grads = step(model, masked)
     assert relative_rms(ours, exact) <= 5e-3
     assert [grad.dtype for grad in grads] == [torch.float32] * len(grads)

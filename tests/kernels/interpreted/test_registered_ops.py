@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from twins import cu_seqlens_of
+from twins import cu_seqlens_of, interpreter_only
 
 from cellfoundry_kernels import launch, masked_mse, pool_cells
 
 
+@interpreter_only
 def test_launches_on_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     # No machine of the tests has two GPUs: what is seen is that the device is selected, forward and backward.
     selected: list[Tensor] = []

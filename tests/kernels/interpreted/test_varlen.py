@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from twins import (
+    DEVICE,
     assert_as_exact_as_the_reference,
     assert_compiles_whole,
     cu_seqlens_of,
@@ -157,7 +158,7 @@ def test_tuning_times_every_tile() -> None:
     candidates = [tiles.Tile(64, 64, 4, 2), tiles.Tile(128, 64, 8, 3)]
     for name in kernel.KERNELS:
         timed = tune(
-            name, 16, np.array([5, 3]), candidates, device="cpu", dtype=torch.float16, heads=1, rounds=1
+            name, 16, np.array([5, 3]), candidates, device=DEVICE, dtype=torch.float16, heads=1, rounds=1
         )
         assert [seconds for seconds, _ in timed] == sorted(seconds for seconds, _ in timed)
         assert {sizes for _, sizes in timed} == set(candidates)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from twins import DTYPES, assert_as_exact_as_the_reference, with_gradients
+from twins import DTYPES, assert_as_exact_as_the_reference, interpreter_only, with_gradients
 
 from cellfoundry_kernels import scatter_into_zero_table
 from cellfoundry_kernels.zero_table import reference
@@ -68,6 +68,7 @@ def test_a_table_of_another_dtype_is_cast_and_its_gradient_is_cast_back() -> Non
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
 
 
+@interpreter_only
 def test_a_result_beyond_two_to_the_31_elements() -> None:
     """Only the first 8 of 2^28 positions are computed; the rest is memory that is reserved but never touched."""
     positions, width = 2**28, 8
@@ -84,6 +85,7 @@ def test_a_result_beyond_two_to_the_31_elements() -> None:
     assert torch.equal(out[positions * width :], expected[1].flatten())
 
 
+@interpreter_only
 def test_a_gradient_beyond_two_to_the_31_elements() -> None:
     """Cells lie 2^31 elements apart, in memory that is reserved but, but for the rows used, never touched."""
     stride, positions, width = 2**31 + 32, 3, 8
