@@ -3,7 +3,7 @@ order.
 
 Cells were shuffled over the whole store when it was written, so a window (128 chunks, about 7,800 cells) is a
 sample of all sources. Every rank decompresses the chunks of every window for its own part of the cells: at 8 ranks
-a cell costs a rank about five times what it costs alone.
+a cell costs a rank eight to nine times what it costs alone.
 """
 
 from __future__ import annotations

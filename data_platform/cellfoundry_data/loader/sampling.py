@@ -4,8 +4,9 @@ Categories are drawn independently, or in quotas a batch (stratified). Within a 
 replacement, in passes: its cells in store order are cut into blocks of 64, a pass takes the blocks in random
 order from a random cell on. The store is shuffled, so neighbours are a random sample, and a chunk is
 decompressed once for several of them: about once for 61 s draws of a category with the share s, and at most once
-a draw, so a rare category costs up to 30 times what plain reading does (250 against 8 us a cell). How many cells
-each category gave before a window is part of the loader's state, so resuming reads nothing again.
+a draw, so a rare category costs many times what plain reading does (balanced cell types of the benchmark:
+64 against 3.8 us a cell). How many cells each category gave before a window is part of the loader's state, so
+resuming reads nothing again.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ MAX_OPEN_SHARDS = 4096
 """About 8 KB each: the shards of 65 M cells."""
 
 SIZES_ON_OPEN = 65_536
-"""Files whose sizes are looked at on opening, those of 75 M cells: 0.2 s on a local disk."""
+"""Files whose sizes are looked at on opening, those of 75 M cells: a remote file system takes its time for each."""
 
 
 def open_store(path: str | Path, *, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> Store:
@@ -232,7 +232,7 @@ class Store:
 
     def chunks_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The chunk that each of ``rows`` lies in, int64, (rows,)."""
-        # In its own type: a haystack of another type than the needles would be copied, 65 MB at a billion cells.
+        # In its own type: a haystack of another type than the needles would be copied, 130 MB at a billion cells.
         rows = rows.astype(self.chunk_first_row.dtype)
         return np.searchsorted(self.chunk_first_row, rows, side="right") - 1
 
