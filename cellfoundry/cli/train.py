@@ -7,8 +7,11 @@ from pathlib import Path
 import typer
 
 from cellfoundry.cli.console import ProgressDisplay
+from cellfoundry.cli.plan import plan
 
 app = typer.Typer(help="Train models on a shard store.", no_args_is_help=True)
+
+app.command()(plan)
 
 
 @app.callback()

@@ -1,0 +1,65 @@
+"""What the kernels save for backward is what a plan of a run counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("pydantic", reason="plans belong to the training layer")
+
+from cellfoundry_kernels import mask_cells, masked_mse
+from cellfoundry_model.architecture import CellModel
+from cellfoundry_model.config import ModelConfig
+from cellfoundry_training.plan.memory import activation_bytes
+from cellfoundry_training.plan.workload import Workload
+
+GENES, CELLS, EXPRESSED = 100, 6, 60
+
+
+def saved_by_autograd(model: CellModel, indptr: torch.Tensor, gene_ids: torch.Tensor) -> tuple[int, Workload]:
+    """Bytes of every storage, parameters aside, that a training forward keeps for backward, and its work."""
+    own = {x.untyped_storage().data_ptr() for x in [*model.parameters(), *model.buffers()]}
+    counts = 1.0 + torch.arange(len(gene_ids)) % 5
+    masked = mask_cells(indptr, gene_ids, counts, torch.arange(CELLS), n_genes=GENES, seed=0, step=1)
+    saved: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        masked_mse(model(masked), masked.target_X)
+    size = sum(x.untyped_storage().nbytes() for pointer, x in saved.items() if pointer not in own)
+    hidden = int((masked.mask_value_X == model.config.mask_token_id).sum())
+    work = Workload(
+        tokens=masked.position_N.numel() / CELLS,
+        rows=model.config.n_positions,
+        hidden=hidden / CELLS,
+        asked=masked.target_X.numel() / CELLS,
+        flops=0.0,
+    )
+    return size, work
+
+
+@pytest.mark.parametrize(("encoder_depth", "decoder_depth"), [(1, 3), (4, 2)])
+def test_activation_bytes_are_what_the_kernels_save(encoder_depth: int, decoder_depth: int) -> None:
+    config = ModelConfig(
+        n_genes=GENES,
+        bins=10,
+        bin_alpha=1.0,
+        mask_token_id=102,
+        pad_token_id=103,
+        encoder_width=64,
+        encoder_depth=encoder_depth,
+        encoder_heads=2,
+        decoder_width=32,
+        decoder_depth=decoder_depth,
+        decoder_heads=2,
+        decoder_head_dim=16,
+        favor_features=44,
+    )
+    torch.manual_seed(0)
+    indptr = torch.arange(0, EXPRESSED * (CELLS + 1), EXPRESSED)
+    gene_ids = torch.cat([torch.randperm(GENES)[:EXPRESSED].sort().values for _ in range(CELLS)])
+    size, work = saved_by_autograd(CellModel(config), indptr, gene_ids)
+    assert CELLS * activation_bytes(config, 4, work) == pytest.approx(size, rel=0.1)
