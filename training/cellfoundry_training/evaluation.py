@@ -71,7 +71,9 @@ class Turn:
     counts: bool
 
 
-def turns(batches: Iterable[CellBatch], rank: int, ranks: int, max_cells: int | None = None) -> Iterator[Turn]:
+def turns(
+    batches: Iterable[CellBatch], rank: int, ranks: int, max_cells: int | None = None
+) -> Iterator[Turn]:
     """A rank's turns over ``batches``, which every rank must be given alike.
 
     Batch ``g`` is rank ``g % ranks``'s. All ranks get equally many turns, since with partitioned weights every

@@ -109,7 +109,9 @@ class HeldoutSums:
         totals = self._bins_5B.sum(1).tolist()
         if totals[POSITIONS] == 0:
             return None
-        model, mean, plain = (totals[slot] / totals[POSITIONS] for slot in (MODEL, GENE_MEAN, PLAIN_GENE_MEAN))
+        model, mean, plain = (
+            totals[slot] / totals[POSITIONS] for slot in (MODEL, GENE_MEAN, PLAIN_GENE_MEAN)
+        )
         return model, mean, plain
 
     def by_depth(self) -> tuple[DepthBin, ...]:

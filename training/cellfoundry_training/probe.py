@@ -87,7 +87,9 @@ def labelled_cells(
         if len(labels) >= max_cells:
             break
     embedding_CD = _gathered(own, len(labels), ranks, device)
-    return LabelledCells(embedding_CD, np.array(labels, dtype=np.str_), np.concatenate([*rows, np.empty(0, np.int64)]))
+    return LabelledCells(
+        embedding_CD, np.array(labels, dtype=np.str_), np.concatenate([*rows, np.empty(0, np.int64)])
+    )
 
 
 def linear_probe(cells: LabelledCells) -> Probe | None:

@@ -182,7 +182,9 @@ class Trainer:
         config = self.config
         self.heldout_cells.set_epoch(0)
         embedder = Embedder(
-            LoadedModel(model, model.config, self.genes, {}), device=str(self.device), precision=config.precision
+            LoadedModel(model, model.config, self.genes, {}),
+            device=str(self.device),
+            precision=config.precision,
         )
         cells = labelled_cells(
             embedder.encode,
