@@ -33,7 +33,8 @@ def newest(path: Path) -> tuple[Record | None, Record | None]:
         lines = file.read().splitlines(keepends=True)
     # The first line may have lost its head, the last one its end.
     tail = [json.loads(line) for line in lines if line.startswith(b'{"step"') and line.endswith(b"\n")]
-    return (steps(tail) or [None])[-1], (evaluations(tail) or [None])[-1]
+    newest_step, newest_evaluation = steps(tail)[-1:], evaluations(tail)[-1:]
+    return (newest_step[0] if newest_step else None), (newest_evaluation[0] if newest_evaluation else None)
 
 
 def truncate_after(path: Path, step: int) -> None:

@@ -11,9 +11,9 @@ with their raw values. Three votes, weak to strong:
 
 Near means a small angle after truncated SVD of log1p of counts per 10,000: masking shortens a cell's vector more than
 it turns it (on 28,000 cells of blood and pancreas, Euclidean distances gave the weighted vote 2 to 4 % more error, and
-30 components instead of 50 changed it by less than 1 %). The numbers of neighbours and the prior are chosen on training cells
-that are left out of their own neighbours. Memory: the training cells as three sparse matrices, 16 bytes a non-zero, and
-a dense row of genes for each of 64 cells at a time.
+30 components instead of 50 changed it by less than 1 %). The numbers of neighbours and the prior are chosen on
+training cells that are left out of their own neighbours. Memory: the training cells as three sparse matrices, 16 bytes
+a non-zero, and a dense row of genes for each of 64 cells at a time.
 
 Legend: G genes, R reference (training) cells, C query cells, K neighbours, X chosen positions, S components,
 F features.

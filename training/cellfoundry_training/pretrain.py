@@ -93,7 +93,8 @@ def pretrain(
     """Pretrain on a shard store; blocks until the budget of ``config`` is used.
 
     ``run_dir`` gets config.yaml (every value), metrics.jsonl, checkpoints/ and model/; all ranks must see it and the
-    store. ``watch`` is shown the newest line of a step and each evaluation's, about twice a second. Uses the Ray cluster this process is connected to, or starts one on this machine and stops it again.
+    store. ``watch`` is shown the newest line of a step and each evaluation's, about twice a second. Uses the Ray
+    cluster this process is connected to, or starts one on this machine and stops it again.
 
     Raises:
         TrainingError: a run that exists (or, with ``resume``, does not), other values on resume, a cluster too small

@@ -100,7 +100,8 @@ def hold(files: RunFiles, config: PretrainConfig, store: Store) -> Contest:
 
     imputer = KnnImputer(train_cells(store, config), mask, config, len(genes))
     means = gene_sums(train_cells(store, config), config, len(genes))
-    mean_G, plain_G = torch.from_numpy(means.objective_mean_G), torch.from_numpy(means.plain_mean_G)
+    mean_G = torch.from_numpy(means.objective_mean_G).to(device)
+    plain_G = torch.from_numpy(means.plain_mean_G).to(device)
     sums = {name: HeldoutSums(len(genes), device) for name in (MODEL, PLAIN, WEIGHTED, STACKED)}
     for turn in turns(heldout_cells(store, config), 0, 1, config.eval_cells):
         masked = mask(turn.batch)
@@ -114,9 +115,8 @@ def hold(files: RunFiles, config: PretrainConfig, store: Store) -> Contest:
         ):
             guesses[name] = torch.from_numpy(vote_X).to(device)
         gene_X = masked.mask_position_X
-        mean_X, plain_X = mean_G.to(device)[gene_X], plain_G.to(device)[gene_X]
         for name, guess_X in guesses.items():
-            sums[name].add(masked, turn.batch.totals(), guess_X, mean_X, plain_X)
+            sums[name].add(masked, turn.batch.totals(), guess_X, mean_G[gene_X], plain_G[gene_X])
     return Contest(sums, imputer.choice, sum(parameter.numel() for parameter in model.parameters()))
 
 
@@ -148,7 +148,8 @@ def _facts(contest: Contest, config: PretrainConfig, records: list[Record], best
     name = config.model if isinstance(config.model, str) else "own sizes"
     return (
         f"{name}, {contest.parameters:,} parameters, {last['step']:,} steps in {last['seconds'] / 60:,.1f} min on "
-        f"{last['cells']:,} cells with repeats, best at step {best['step']:,}; {contest.sums[MODEL].cells:,} held-out cells; "
+        f"{last['cells']:,} cells with repeats, best at step {best['step']:,}; "
+        f"{contest.sums[MODEL].cells:,} held-out cells; "
         f"neighbours: {choice.plain_k} plain, {choice.weighted_k} weighted with prior {choice.prior:g}; "
         f"config {config.hash()}"
     )
