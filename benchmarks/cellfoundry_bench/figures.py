@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 INK = "#010203"
 # Blue, orange, green, purple of middle lightness: they stand out on white and on near-black.
 ACCENT, SECOND, THIRD, FOURTH = "#3b82f6", "#e0862b", "#22a06b", "#a36fd0"
+MOST_TICKS = 12
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -79,21 +80,38 @@ def ratio_chart(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def line_chart(curve: dict[str, Any]) -> str:
-    """Lines of one ``curves`` entry of a result file; log2 x axis when x spans more than a factor of 8."""
+    """Lines of one ``curves`` entry of a result file, and its levels as dashed lines across.
+
+    A few x are the ticks, on a log2 axis when they span more than a factor of 8; many are a course, such as of a
+    training run, and have ordinary ticks.
+    """
     xs = [x for line in curve["lines"].values() for x, _ in line]
     if not xs:
         return ""
     with matplotlib.rc_context(STYLE):
         figure, axes = new_axes(7.2, 3.2)
+        few = len(set(xs)) <= MOST_TICKS
         for name, line in curve["lines"].items():
-            axes.plot([x for x, _ in line], [y for _, y in line], marker="o", markersize=4, label=name)
-        if min(xs) > 0 and max(xs) / min(xs) > 8:
-            axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted(set(xs)), [f"{x:,.0f}" for x in sorted(set(xs))], minor=False)
-        axes.minorticks_off()
+            marker = "o" if few else None
+            axes.plot([x for x, _ in line], [y for _, y in line], marker=marker, markersize=4, label=name)
+        for place, (name, level) in enumerate(curve.get("levels", {}).items()):
+            colour = (SECOND, FOURTH, INK)[place % 3]
+            axes.axhline(
+                level, color=colour, linestyle=("--", ":", "-.")[place % 3], linewidth=1.3, label=name
+            )
+        if few:
+            if min(xs) > 0 and max(xs) / min(xs) > 8:
+                axes.set_xscale("log", base=2)
+            axes.set_xticks(sorted(set(xs)), [f"{x:,.0f}" for x in sorted(set(xs))], minor=False)
+            axes.minorticks_off()
+        else:
+            axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:,.0f}"))
         axes.set_ylim(bottom=0)
         axes.set_title(curve["title"], fontsize=10, loc="left")
         axes.set_xlabel(curve["x_label"])
         axes.set_ylabel(curve["y_label"])
-        axes.legend()
+        if few:
+            axes.legend()
+        else:
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return svg(figure)

@@ -44,6 +44,10 @@ SUITES = (
         "each kernel and the 100m model against the best there is and the roofline; compile report; needs torch only",
     ),
     Suite("train", "one training step of tiny without Ray: cells and tokens per second, breakdown"),
+    Suite(
+        "learns",
+        "an existing pretraining run on its held-out cells, against gene means and nearest neighbours",
+    ),
     Suite("embed", "packed batch embedding against the one-cell-at-a-time float32 loop"),
     Suite("serve", "endpoint on loopback: protocol overhead at 1 client, requests per second at 8"),
 )

@@ -56,12 +56,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Curve:
-    """Lines over one axis for the report; ``lines`` maps a name to its (x, y) points, x ascending."""
+    """Lines over one axis for the report; ``lines`` maps a name to its (x, y) points, x ascending, ``levels`` to a
+    y that holds for every x.
+    """
 
     title: str
     x_label: str
     y_label: str
     lines: dict[str, list[tuple[float, float]]]
+    levels: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
@@ -44,13 +45,21 @@ class ProgressDisplay:
         self._began: dict[str, tuple[int, float]] = {}
         self._last_call = time.monotonic()
         self._printed: dict[str, float] = {}
+        self._note = ""
 
     def __enter__(self) -> ProgressDisplay:
         if self._stream.isatty():
-            from rich.console import Console
+            from rich.console import Console, RenderableType
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.text import Text
 
-            self._bars = Progress(
+            class BarsAndNote(Progress):
+                def get_renderables(bars) -> Iterable[RenderableType]:  # self is the display
+                    yield from super().get_renderables()
+                    if self._note:
+                        yield Text(f"  {self._note}")
+
+            self._bars = BarsAndNote(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 TextColumn("{task.fields[of_total]}"),
@@ -67,6 +76,17 @@ class ProgressDisplay:
     ) -> None:
         if self._bars:
             self._bars.stop()
+
+    def note(self, text: str) -> None:
+        """Say ``text`` beside the progress from now on: below the bars, or at the end of the plain lines."""
+        self._note = text
+
+    def line(self, text: str) -> None:
+        """Write a line that stays, above the bars."""
+        if self._bars:
+            self._bars.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self._stream, flush=True)
 
     def __call__(self, label: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` (0 where unknown) is through for the task ``label``."""
@@ -91,7 +111,8 @@ class ProgressDisplay:
         ):
             self._printed[label] = now
             eta = f", eta {duration((total - done) / rate)}" if rate and done < total else ""
-            print(f"{label}: {of_total}{f' ({pace}{eta})' if pace else ''}", file=self._stream, flush=True)
+            note = f": {self._note}" if self._note else ""
+            self.line(f"{label}: {of_total}{f' ({pace}{eta})' if pace else ''}{note}")
 
 
 def print_warnings_as_lines() -> None:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import typer
 
+from cellfoundry.cli import training_text
 from cellfoundry.cli.console import ProgressDisplay
 from cellfoundry.cli.plan import plan
+
+REPORT = "report.html"
 
 app = typer.Typer(help="Train models on a shard store.", no_args_is_help=True)
 
@@ -38,8 +41,23 @@ def pretrain(
 
     settings = load_config(config, set_)
     with ProgressDisplay() as progress:
-        result = run_pretrain(settings, store, run, resume=resume, progress=progress)
-    typer.echo(
-        f"{result.model_dir}: step {result.steps:,}, held-out masked MSE {result.heldout_loss:.4f}; "
-        f"predicting each gene's mean gives {result.gene_mean_loss:.4f}"
-    )
+        result = run_pretrain(
+            settings,
+            store,
+            run,
+            resume=resume,
+            progress=progress,
+            watch=lambda record: training_text.show(record, progress),
+        )
+    typer.echo(training_text.result_text(result))
+
+
+@app.command()
+def report(
+    run: Path = typer.Argument(..., help="Folder of a run, finished or not."),
+    out: Path | None = typer.Option(None, help="Page to write. Default: RUN/report.html."),
+) -> None:
+    """Write the run's report: learning curve, learning rate, throughput, evaluations by depth, configuration."""
+    from cellfoundry.report import training_report
+
+    typer.echo(str(training_report.write(run, out or run / REPORT)))

@@ -1,4 +1,4 @@
-"""Plots of the quickstart report."""
+"""Plots of the quickstart's report; the learning curve is also that of a run's."""
 
 from __future__ import annotations
 
@@ -10,35 +10,53 @@ import numpy.typing as npt
 
 from cellfoundry_bench.figures import ACCENT, SECOND, STYLE, THIRD, new_axes, svg
 
-# A batch is two cells, so single steps say little.
+# A batch can be two cells, so single steps say little.
 SMOOTHED_STEPS = 25
+# More points than pixels only make the page heavy.
+LOSS_POINTS = 2000
+
+
+def binned(xs: Sequence[float], ys: Sequence[float], points: int) -> tuple[list[float], list[float]]:
+    """Means of consecutive pairs in equal spans where there are more than ``points`` of them."""
+    size = -(-len(xs) // points) or 1
+    starts = range(0, len(xs), size)
+    return [float(np.mean(xs[at : at + size])) for at in starts], [
+        float(np.mean(ys[at : at + size])) for at in starts
+    ]
 
 
 def loss_curve(steps: list[dict[str, float]], evaluations: list[dict[str, float]]) -> str:
-    """Training loss a step, held-out loss and the gene-mean baseline over optimizer steps."""
+    """Training loss a step, held-out loss and the gene-mean baseline over optimizer steps; at least one step."""
     with matplotlib.rc_context(STYLE):
         figure, axes = new_axes(9.0, 3.6)
         numbers, losses = [line["step"] for line in steps], [line["loss"] for line in steps]
-        axes.plot(numbers, losses, color=ACCENT, alpha=0.25, linewidth=0.8, label="training batch")
-        if len(losses) > SMOOTHED_STEPS:
-            mean = np.convolve(losses, np.full(SMOOTHED_STEPS, 1 / SMOOTHED_STEPS), mode="valid")
-            axes.plot(
-                numbers[SMOOTHED_STEPS - 1 :],
-                mean,
-                color=ACCENT,
-                label=f"its mean over {SMOOTHED_STEPS} steps",
-            )
         axes.plot(
-            [line["step"] for line in evaluations],
-            [line["heldout_loss"] for line in evaluations],
-            color=THIRD,
-            marker="o",
-            markersize=5,
-            label="held-out cells",
+            *binned(numbers, losses, LOSS_POINTS),
+            color=ACCENT,
+            alpha=0.25,
+            linewidth=0.8,
+            label="training batch",
         )
-        mean_loss = evaluations[-1]["gene_mean_loss"]
-        axes.axhline(mean_loss, color=SECOND, linestyle="--", label="predicting each gene's mean")
-        axes.set_ylim(0, max(float(np.quantile(losses, 0.98)), mean_loss) * 1.15)
+        if len(losses) > SMOOTHED_STEPS:
+            window = max(SMOOTHED_STEPS, len(losses) // 100)
+            mean = np.convolve(losses, np.full(window, 1 / window), mode="valid")
+            smooth = binned(numbers[window - 1 :], mean.tolist(), LOSS_POINTS)
+            axes.plot(*smooth, color=ACCENT, label=f"its mean over {window} steps")
+        top = float(np.quantile(losses, 0.98))
+        measured = [line for line in evaluations if line["heldout_loss"] is not None]
+        if measured:
+            axes.plot(
+                [line["step"] for line in measured],
+                [line["heldout_loss"] for line in measured],
+                color=THIRD,
+                marker="o",
+                markersize=5,
+                label="held-out cells",
+            )
+            mean_loss = measured[-1]["gene_mean_loss"]
+            axes.axhline(mean_loss, color=SECOND, linestyle="--", label="predicting each gene's mean")
+            top = max(top, mean_loss)
+        axes.set_ylim(0, top * 1.15)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("masked MSE, log1p per 10k")
         axes.legend(loc="upper right")

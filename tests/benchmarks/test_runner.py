@@ -41,7 +41,15 @@ def test_listing_imports_nothing_heavy() -> None:
 
 
 def test_every_suite_has_a_name_and_one_line() -> None:
-    assert [suite.name for suite in list_suites()] == ["data", "ingest", "kernels", "train", "embed", "serve"]
+    assert [suite.name for suite in list_suites()] == [
+        "data",
+        "ingest",
+        "kernels",
+        "train",
+        "learns",
+        "embed",
+        "serve",
+    ]
     assert all(suite.summary and "\n" not in suite.summary for suite in list_suites())
 
 

@@ -89,6 +89,12 @@ class PretrainConfig(BaseModel):
     """Steps between evaluations on held-out cells; one more follows the last step."""
     eval_cells: PositiveInt | None = None
     """Held-out cells an evaluation uses at most; empty means all."""
+    probe_column: str | None = None
+    """Obs column whose labels a linear probe on the embeddings of held-out cells predicts; empty means no probe."""
+    probe_cells: PositiveInt = 2000
+    """Labelled held-out cells that the probe uses at most."""
+    loggers: list[Literal["tensorboard", "mlflow", "wandb"]] = ["tensorboard"]
+    """Where numbers go beside metrics.jsonl; mlflow and wandb are extras and read their own environment variables."""
     checkpoint_every_steps: PositiveInt
     """Steps between checkpoints: what an interruption can cost at most."""
     keep_checkpoints: PositiveInt = 2

@@ -6,6 +6,7 @@ costs at most ``checkpoint_every_steps`` steps.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -23,10 +24,13 @@ from cellfoundry_training import history
 from cellfoundry_training.config import PretrainConfig, load_config
 from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.files import RunFiles
+from cellfoundry_training.history import Record
+from cellfoundry_training.logs import check_installed
 from cellfoundry_training.schedule import budget_share
 from cellfoundry_training.splits import heldout_cells, train_cells
 
 Progress = Callable[[str, int, int], None]
+Watch = Callable[[Record], None]
 PROGRESS_EVERY_S = 0.5
 # What a resumed run may change: how long it goes on and what it keeps, not what the steps compute.
 FREE_ON_RESUME = {
@@ -35,6 +39,9 @@ FREE_ON_RESUME = {
     "device",
     "eval_every_steps",
     "eval_cells",
+    "probe_column",
+    "probe_cells",
+    "loggers",
     "checkpoint_every_steps",
     "keep_checkpoints",
 }
@@ -52,6 +59,9 @@ class PretrainResult:
         final_heldout_loss: after the last step.
         gene_mean_loss: predicting each gene's mean under the masking distribution, the best constant there is.
         plain_gene_mean_loss: predicting each gene's mean over all training cells, an easier opponent.
+        pearson_median: over genes, of prediction and target on held-out cells; None where genes are seen too rarely.
+        probe_accuracy: of the linear probe on the embeddings; None without labels.
+        probe_macro_f1: of the same.
         parameters: of the model.
         model_dir: model directory.
         history: metrics.jsonl, one line a step and an evaluation.
@@ -64,6 +74,9 @@ class PretrainResult:
     final_heldout_loss: float
     gene_mean_loss: float
     plain_gene_mean_loss: float
+    pearson_median: float | None
+    probe_accuracy: float | None
+    probe_macro_f1: float | None
     parameters: int
     model_dir: Path
     history: Path
@@ -75,11 +88,13 @@ def pretrain(
     run_dir: str | Path,
     resume: bool = False,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> PretrainResult:
     """Pretrain on a shard store; blocks until the budget of ``config`` is used.
 
     ``run_dir`` gets config.yaml (every value), metrics.jsonl, checkpoints/ and model/; all ranks must see it and the
-    store. Uses the Ray cluster this process is connected to, or starts one on this machine and stops it again.
+    store. ``watch`` is shown the newest line of a step and each evaluation's, about twice a second. Uses the Ray
+    cluster this process is connected to, or starts one on this machine and stops it again.
 
     Raises:
         TrainingError: a run that exists (or, with ``resume``, does not), other values on resume, a cluster too small
@@ -88,13 +103,14 @@ def pretrain(
         DataError: an unreadable or damaged store, or one with too few cells.
     """
     store_path, files = Path(store).resolve(), RunFiles(Path(run_dir).resolve())
+    check_installed(config.loggers)
     _check_store(open_store(store_path), config)
     _check_run(config, files, resume)
     with ray_cluster():
         device = _choose_device(config)
         files.folder.mkdir(parents=True, exist_ok=True)
         config.write(files.config)
-        with _following(files.metrics, config, progress):
+        with _following(files.metrics, config, progress, watch):
             _fit(config, device, store_path, files)
     return _result(files)
 
@@ -219,13 +235,13 @@ def as_sentence(error: Exception, files: RunFiles) -> Exception:
 
 
 @contextmanager
-def _following(metrics: Path, config: PretrainConfig, progress: Progress | None) -> Iterator[None]:
-    """Report progress from the metrics file while the body runs."""
-    if progress is None:
-        yield
-        return
+def _following(
+    metrics: Path, config: PretrainConfig, progress: Progress | None, watch: Watch | None
+) -> Iterator[None]:
+    """Report from the metrics file while the body runs."""
     finished = threading.Event()
-    thread = threading.Thread(target=_follow, args=(metrics, config, progress, finished), daemon=True)
+    arguments = (metrics, config, progress or _ignore, watch or _ignore, finished)
+    thread = threading.Thread(target=_follow, args=arguments, daemon=True)
     thread.start()
     try:
         yield
@@ -234,37 +250,55 @@ def _following(metrics: Path, config: PretrainConfig, progress: Progress | None)
         thread.join()
 
 
-def _follow(metrics: Path, config: PretrainConfig, progress: Progress, finished: threading.Event) -> None:
+def _ignore(*_: object) -> None:
+    """Nobody is looking."""
+
+
+def _follow(
+    metrics: Path, config: PretrainConfig, progress: Progress, watch: Watch, finished: threading.Event
+) -> None:
     label = "pretrain (steps)"
-    before = history.last_step(metrics)
+    before, evaluation_before = history.newest(metrics)
     first = reported = before["step"] if before else 0
+    evaluated = evaluation_before["step"] if evaluation_before else None
     while True:
         if reported == first:  # again and again while ranks start, which the rate of steps must not count
             progress(label, first, config.max_steps or 0)
         last_look = finished.wait(PROGRESS_EVERY_S)
-        record = history.last_step(metrics)
+        record, evaluation = history.newest(metrics)
         if record is not None and record["step"] != reported:
             step = reported = record["step"]
+            watch(record)
             # A budget of seconds says how many steps it holds by how far the ones so far have come.
             share = budget_share(config, step, record["seconds"])
             progress(label, step, max(step, round(step / share)))
+        if evaluation is not None and evaluation["step"] != evaluated:
+            evaluated = evaluation["step"]
+            watch(evaluation)
         if last_look:
             return
 
 
 def _result(files: RunFiles) -> PretrainResult:
     records = history.read(files.metrics)
-    evaluations, steps = history.evaluations(records), history.steps(records)
-    best = min(evaluations, key=lambda record: record["heldout_loss"])
+    last, best = history.steps(records)[-1], history.best_evaluation(records)
+    final = history.evaluations(records)[-1]
+    if best is None:
+        raise TrainingError(
+            f"run {files.folder} has no model: its held-out loss was never a number; lower learning_rate"
+        )
     model = load_model(files.model).model
     return PretrainResult(
-        steps=steps[-1]["step"],
-        cells_seen=steps[-1]["cells"],
-        seconds=steps[-1]["seconds"],
+        steps=last["step"],
+        cells_seen=last["cells"],
+        seconds=last["seconds"],
         heldout_loss=best["heldout_loss"],
-        final_heldout_loss=evaluations[-1]["heldout_loss"],
+        final_heldout_loss=math.nan if final["heldout_loss"] is None else final["heldout_loss"],
         gene_mean_loss=best["gene_mean_loss"],
         plain_gene_mean_loss=best["plain_gene_mean_loss"],
+        pearson_median=best["pearson_median"],
+        probe_accuracy=best["probe_accuracy"],
+        probe_macro_f1=best["probe_macro_f1"],
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         model_dir=files.model,
         history=files.metrics,

@@ -21,11 +21,12 @@ def train_cells(store: Store, config: PretrainConfig, rank: int = 0, ranks: int 
 
 
 def heldout_cells(store: Store, config: PretrainConfig) -> ShardDataset:
-    """All held-out cells, the same on every rank; DataError if there is none."""
+    """All held-out cells, the same on every rank, with the probe's labels; DataError if there are none."""
     return ShardDataset(
         store,
         batch_cells=config.batch_cells,
         seed=config.seed,
         split="validation",
         validation_share=config.validation_share,
+        obs_columns=[config.probe_column] if config.probe_column else [],
     )

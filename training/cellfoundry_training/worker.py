@@ -19,15 +19,17 @@ from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.store import open_store
 from cellfoundry_kernels import MaskedCells
 from cellfoundry_model.architecture import CellModel
-from cellfoundry_model.checkpoint import save_model
-from cellfoundry_training import history
+from cellfoundry_model.checkpoint import LoadedModel, save_model
+from cellfoundry_model.embedder import Embedder
 from cellfoundry_training.config import PretrainConfig
 from cellfoundry_training.engine import full_weights, start_engine
 from cellfoundry_training.errors import TrainingError
-from cellfoundry_training.evaluation import Heldout, evaluate, sum_over_ranks
+from cellfoundry_training.evaluation import Heldout, evaluate, sum_over_ranks, turns
 from cellfoundry_training.files import RunFiles
 from cellfoundry_training.gene_means import gene_sums
+from cellfoundry_training.logs import RunLog
 from cellfoundry_training.objective import EVALUATION_STEP, mask_batch, share_of_global_loss
+from cellfoundry_training.probe import Probe, labelled_cells, linear_probe
 from cellfoundry_training.schedule import budget_share, learning_rate
 from cellfoundry_training.splits import heldout_cells, train_cells
 from cellfoundry_training.state import RunState, restore_checkpoint, save_checkpoint
@@ -36,7 +38,16 @@ from cellfoundry_training.state import RunState, restore_checkpoint, save_checkp
 def train_rank(arguments: dict[str, Any]) -> None:
     """Entry point for Ray Train; ``arguments``: config (values), store and run (absolute paths)."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    Trainer(PretrainConfig(**arguments["config"]), arguments["store"], RunFiles(Path(arguments["run"]))).run()
+    trainer = Trainer(
+        PretrainConfig(**arguments["config"]), arguments["store"], RunFiles(Path(arguments["run"]))
+    )
+    finished = False
+    try:
+        trainer.run()
+        finished = True
+    finally:
+        if trainer.log is not None:
+            trainer.log.close(finished)
 
 
 class Trainer:
@@ -56,8 +67,7 @@ class Trainer:
         model = CellModel(config.architecture(len(self.genes)))
         self.engine = start_engine(model, config, self.device)
         self.state = restore_checkpoint(self.engine) or RunState()
-        if self.rank == 0:
-            history.truncate_after(files.metrics, self.state.step)
+        self.log = RunLog(files.metrics, config, self.state.step) if self.rank == 0 else None
         if self.state.loader:
             self.train_cells.load_state_dict(self.state.loader)
         own_sums = gene_sums(train_cells(store, config, self.rank, self.ranks), config, len(self.genes))
@@ -139,44 +149,72 @@ class Trainer:
         return loss
 
     def _evaluate(self) -> None:
-        """Held-out loss; the model directory keeps the weights with the lowest one so far."""
+        """Held-out loss and probe; the model directory keeps the weights with the lowest loss so far."""
         config, state = self.config, self.state
         self.engine.eval()
         self.heldout_cells.set_epoch(0)
-        limit = None if config.eval_cells is None else math.ceil(config.eval_cells / config.batch_cells)
         heldout = evaluate(
             self.engine,
-            itertools.islice(self.heldout_cells, self.rank, limit, self.ranks),
+            turns(self.heldout_cells, self.rank, self.ranks, config.eval_cells),
             lambda batch: self._mask(batch, EVALUATION_STEP),
             self.gene_sums,
             self.device,
         )
         self.engine.train()
         state.evaluated_step = state.step
-        if heldout.loss < state.best_heldout_loss:
+        is_best = heldout.loss < state.best_heldout_loss
+        model = self._whole_model() if is_best or config.probe_column else None
+        if model is not None and is_best:
             state.best_heldout_loss = heldout.loss
-            self._write_model(heldout)
+            self._write_model(model, heldout)
+        probe = self._probe(model) if model is not None and config.probe_column else None
         self._log(
             step=state.step,
-            heldout_loss=heldout.loss,
-            gene_mean_loss=heldout.gene_mean_loss,
-            plain_gene_mean_loss=heldout.plain_gene_mean_loss,
-            heldout_cells=heldout.cells,
+            cells=state.cells,
+            **heldout.record(),
+            probe_accuracy=probe.accuracy if probe else None,
+            probe_macro_f1=probe.macro_f1 if probe else None,
+            probe_cells=probe.cells if probe else None,
         )
 
-    def _write_model(self, heldout: Heldout) -> None:
-        config, state = self.config, self.state
+    def _probe(self, model: CellModel) -> Probe | None:
+        """Linear probe on the embeddings of labelled held-out cells; every rank embeds its part, rank 0 fits."""
+        config = self.config
+        self.heldout_cells.set_epoch(0)
+        embedder = Embedder(
+            LoadedModel(model, model.config, self.genes, {}),
+            device=str(self.device),
+            precision=config.precision,
+        )
+        cells = labelled_cells(
+            embedder.encode,
+            self.heldout_cells,
+            str(config.probe_column),
+            config.probe_cells,
+            rank=self.rank,
+            ranks=self.ranks,
+            device=self.device,
+        )
+        return linear_probe(cells) if self.rank == 0 else None
+
+    def _whole_model(self) -> CellModel:
+        """The model with all its weights, in float32, on this rank's CPU. Collective."""
         weights = full_weights(self.engine)
+        with torch.device("meta"):  # no memory and, for the run's sake, no random numbers
+            model = CellModel(self.config.architecture(len(self.genes)))
+        model.load_state_dict(weights, assign=True)
+        return model
+
+    def _write_model(self, model: CellModel, heldout: Heldout) -> None:
+        state = self.state
         if self.rank == 0:
-            model = CellModel(config.architecture(len(self.genes)))
-            model.load_state_dict(weights)
             info = {
                 "steps": state.step,
                 "cells_seen": state.cells,
                 "heldout_loss": heldout.loss,
                 "gene_mean_loss": heldout.gene_mean_loss,
                 "plain_gene_mean_loss": heldout.plain_gene_mean_loss,
-                "config_hash": config.hash(),
+                "config_hash": self.config.hash(),
             }
             save_model(model, self.genes, self.files.model, info)
 
@@ -184,9 +222,9 @@ class Trainer:
         self.state.loader = self.train_cells.state_dict()
         save_checkpoint(self.engine, self.state)
 
-    def _log(self, **record: float) -> None:
-        if self.rank == 0:
-            history.append(self.files.metrics, record)
+    def _log(self, **record: Any) -> None:
+        if self.log is not None:
+            self.log.write(record)
 
     def _mask(self, batch: CellBatch, step: int) -> MaskedCells:
         return mask_batch(batch, self.config, n_genes=len(self.genes), step=step, device=self.device)
