@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from cellfoundry_kernels import MaskedCells, mask_cells
 from cellfoundry_kernels.masking import reference
+from cellfoundry_kernels.masking.definition import Thresholds
 
 GENES = 2_000
 MASK = 102.0
@@ -213,6 +215,52 @@ def test_columns_of_different_lengths_are_refused() -> None:
         mask_cells(indptr, gene_ids, counts, torch.arange(3), n_genes=GENES, seed=0, step=0)
 
 
+@pytest.mark.parametrize(
+    ("indptr", "genes", "match"),
+    [
+        ([1, 2, 3], [0, 1, 2], "row bounds that do not ascend from 0 to its 3 entries"),
+        ([0, 2, 2], [0, 1, 2], "row bounds"),
+        ([0, 4, 3], [0, 1, 2], "row bounds"),
+        ([0, 1, 3], [0, 1, GENES], f"gene ids from 0 to {GENES}: give ids from 0 to {GENES - 1}"),
+        ([0, 1, 3], [-1, 1, 2], "gene ids from -1 to 2"),
+        ([0, 1, 3], [0, 2, 1], "do not ascend in a cell"),
+        ([0, 1, 3], [0, 2, 2], "do not ascend in a cell"),
+    ],
+)
+def test_entries_out_of_order_or_range_are_refused(indptr: list[int], genes: list[int], match: str) -> None:
+    columns = (torch.tensor(indptr), torch.tensor(genes), torch.ones(3), torch.arange(2))
+    with pytest.raises(ValueError, match=match):
+        mask_cells(*columns, n_genes=GENES, seed=0, step=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "share"), [("value_mask_prob", 1.1), ("zero_mask_prob", -0.1), ("replace_prob", math.nan)]
+)
+def test_what_is_no_share_is_refused(name: str, share: float) -> None:
+    with pytest.raises(ValueError, match=f"mask_cells got {name} {share:g}: give a share from 0 to 1"):
+        mask([{0: 1.0}], **{name: share})
+    with pytest.raises(ValueError, match=r"replace_prob \+ random_prob 1.2"):
+        mask([{0: 1.0}], replace_prob=0.6, random_prob=0.6)
+
+
+def test_a_cell_of_every_gene_and_ten_thousand_tiny_ones() -> None:
+    everything = mask([dict.fromkeys(range(19_264), 1.0)], n_genes=19_264, value_mask_prob=0, read_depth_aware=False)
+    assert everything.max_seqlen == len(everything.value_N) == 19_266
+    rows = [{gene % 7: 1.0} if gene % 3 else {} for gene in range(10_000)]
+    tiny = mask(rows, n_genes=7, value_mask_prob=0, zero_mask_prob=0)
+    assert tiny.cu_seqlens.diff().tolist() == [2 + len(row) for row in rows]
+
+
+def test_columns_with_gaps_and_of_float64_give_the_same_mask() -> None:
+    batch = (*csr(random_rows(3)), torch.arange(3))
+    expected = mask_cells(*batch, n_genes=GENES, seed=0, step=0)
+    gapped = [torch.stack([column, column], 1)[:, 0] for column in batch]
+    gapped[2] = gapped[2].double()
+    masked = mask_cells(*gapped, n_genes=GENES, seed=0, step=0)
+    assert torch.equal(masked.value_N, expected.value_N)
+    assert torch.equal(masked.target_X, expected.target_X)
+
+
 @pytest.mark.parametrize("wrong", [1.5, -1.0, math.nan, math.inf, 2.0**31])
 def test_what_is_no_count_is_not_thinned(wrong: float) -> None:
     with pytest.raises(ValueError, match="not whole numbers"):
@@ -230,3 +278,29 @@ def test_thinning_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     # 7 calls are 28 molecules: pieces end inside genes, at their ends, and hold several genes.
     monkeypatch.setattr(reference, "_THINNING_CALLS", 7)
     assert torch.equal(mask(rows, value_mask_prob=0).value_N, whole.value_N)
+
+
+def test_blocks_of_cells_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [*random_rows(5), {}, {7: 3.0}]
+    whole = mask(rows)
+    for positions in (1, 2 * GENES):  # one cell at a time, and two
+        monkeypatch.setattr(reference, "_BLOCK_POSITIONS", positions)
+        in_blocks = mask(rows)
+        for field in fields(MaskedCells):
+            ours, theirs = getattr(in_blocks, field.name), getattr(whole, field.name)
+            assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))
+
+
+def test_masking_is_a_registered_op_that_compiles_into_one_graph() -> None:
+    batch = (*csr(random_rows(2)), torch.arange(2))
+    thresholds = [*Thresholds.of(0.3, 0.8, 0.1), *Thresholds.of(0.03, 0.8, 0.1)]
+    torch.library.opcheck(reference._mask_cells, (*batch, GENES, 1, 2, thresholds, True, MASK))
+
+    def both(*columns: Tensor) -> Tensor:
+        masked = mask_cells(*columns, n_genes=GENES, seed=1, step=2)  # type: ignore[arg-type]
+        return torch.cat([masked.value_N, masked.target_X])
+
+    # The sizes of the results depend on the data.
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(*batch), both(*batch))

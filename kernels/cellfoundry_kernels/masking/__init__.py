@@ -61,8 +61,9 @@ def mask_cells(
         mask_token_id: Value that stands for the mask token.
 
     Raises:
-        ValueError: seed or step out of range, columns of different lengths, or counts to be thinned that are
-            not whole numbers.
+        ValueError: seed or step out of range, a share outside 0 to 1, columns of different lengths, or counts to be
+            thinned that are not whole numbers. On a CPU also: row bounds that do not ascend from 0 to Z, gene ids
+            that do not ascend in a cell or are none of ``n_genes``; on CUDA such input gives a wrong result.
     """
     for name, number in (("seed", seed), ("step", step)):
         if not 0 <= number < 1 << 32:
@@ -72,6 +73,16 @@ def mask_cells(
             f"mask_cells got {len(gene_ids)} gene ids with {len(counts)} counts, and {len(cell_ids)} cell ids with "
             f"{len(indptr)} row bounds: give a count for each gene id, and one bound more than there are cells."
         )
+    shares = {
+        "value_mask_prob": value_mask_prob,
+        "zero_mask_prob": zero_mask_prob,
+        "replace_prob": replace_prob,
+        "random_prob": random_prob,
+        "replace_prob + random_prob": replace_prob + random_prob,
+    }
+    for name, share in shares.items():
+        if not 0 <= share <= 1 + 1e-9:
+            raise ValueError(f"mask_cells got {name} {share:g}: give a share from 0 to 1.")
     settings = Settings(
         n_genes,
         seed,

@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 NORMALIZED_TOTAL = 1e4
@@ -90,3 +91,32 @@ def not_whole_numbers() -> ValueError:
         "mask_cells was asked to thin counts that are not whole numbers from 0 to 2^31 - 1: give raw counts, or "
         "read_depth_aware=False."
     )
+
+
+Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def new_results(
+    counts: Tensor, cells: int, tokens: int | torch.SymInt, chosen: int | torch.SymInt
+) -> Columns:
+    """The tensors of ``MaskedCells``, in order, on the device of ``counts``; ``cu_seqlens`` is zero."""
+
+    def new(size: int | torch.SymInt, dtype: torch.dtype) -> Tensor:
+        return torch.empty(size, dtype=dtype, device=counts.device)
+
+    return (
+        new(tokens, torch.float32),
+        new(tokens, torch.int64),
+        torch.zeros(cells + 1, dtype=torch.int32, device=counts.device),
+        new(chosen, torch.int64),
+        new(chosen, torch.int64),
+        new(chosen, torch.float32),
+        new(chosen, torch.float32),
+    )
+
+
+def results_of_unknown_size(counts: Tensor, cells: int) -> tuple[*Columns, torch.SymInt]:
+    """The tensors of ``MaskedCells`` and ``max_seqlen`` while torch traces an op that makes them."""
+    context = torch.library.get_ctx()
+    tokens, chosen, max_seqlen = (context.new_dynamic_size() for _ in range(3))
+    return *new_results(counts, cells, tokens, chosen), max_seqlen

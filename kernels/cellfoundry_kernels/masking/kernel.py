@@ -29,7 +29,13 @@ import triton
 from torch import Tensor
 
 from cellfoundry_kernels.launch import Launch, LaunchOptions, argument_types, registered_op
-from cellfoundry_kernels.masking.definition import MaskedCells, Settings, not_whole_numbers
+from cellfoundry_kernels.masking.definition import (
+    MaskedCells,
+    Settings,
+    new_results,
+    not_whole_numbers,
+    results_of_unknown_size,
+)
 from cellfoundry_kernels.masking.entries import normalise_kernel, thin_kernel, totals_kernel
 from cellfoundry_kernels.masking.positions import count_kernel, write_kernel
 
@@ -125,7 +131,7 @@ def _mask_cells(
     """Columns of ``MaskedCells``, ``max_seqlen`` last; thresholds are those of values, then those of zeros."""
     cells = len(cell_ids)
     if cells == 0:
-        return (*_new_results(counts, 0, 0, 0), 0)
+        return (*new_results(counts, 0, 0, 0), 0)
     words = (_in_int32(seed), _in_int32(step))
     batch = _Batch.of(
         indptr.contiguous(), gene_ids.contiguous(), counts.contiguous(), cell_ids.contiguous(), words, thins
@@ -147,7 +153,7 @@ def _mask_cells(
     if unusable:
         raise not_whole_numbers()
 
-    value_N, position_N, cu_seqlens, *columns_X = _new_results(counts, cells, tokens, chosen)
+    value_N, position_N, cu_seqlens, *columns_X = new_results(counts, cells, tokens, chosen)
     cu_seqlens[1:] = tokens_end_C
     write_kernel[(cells * blocks,)](
         *looked_up,
@@ -164,28 +170,7 @@ def _mask_cells(
 
 @_mask_cells.register_fake
 def _(indptr, gene_ids, counts, cell_ids, *settings):  # type: ignore[no-untyped-def]
-    context = torch.library.get_ctx()
-    tokens, chosen, max_seqlen = (context.new_dynamic_size() for _ in range(3))
-    return (*_new_results(counts, len(cell_ids), tokens, chosen), max_seqlen)
-
-
-def _new_results(
-    counts: Tensor, cells: int, tokens: int | torch.SymInt, chosen: int | torch.SymInt
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The tensors of ``MaskedCells``, in order; ``cu_seqlens`` is zero."""
-
-    def new(size: int | torch.SymInt, dtype: torch.dtype) -> Tensor:
-        return torch.empty(size, dtype=dtype, device=counts.device)
-
-    return (
-        new(tokens, torch.float32),
-        new(tokens, torch.int64),
-        torch.zeros(cells + 1, dtype=torch.int32, device=counts.device),
-        new(chosen, torch.int64),
-        new(chosen, torch.int64),
-        new(chosen, torch.float32),
-        new(chosen, torch.float32),
-    )
+    return results_of_unknown_size(counts, len(cell_ids))
 
 
 def _in_int32(word: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cellfoundry_kernels.dispatch import use_triton
-from cellfoundry_kernels.varlen import reference
+from cellfoundry_kernels.varlen import cpu, reference
 
 
 def varlen_attention(
@@ -49,4 +49,6 @@ def varlen_attention(
         from cellfoundry_kernels.varlen.kernel import varlen_attention as twin
 
         return twin(q_NHK, k_NHK, v_NHK, cu_seqlens, max_seqlen, scale)
+    if q_NHK.device.type == "cpu":
+        return cpu.varlen_attention(q_NHK, k_NHK, v_NHK, cu_seqlens, scale)
     return reference.varlen_attention(q_NHK, k_NHK, v_NHK, cu_seqlens, scale)
