@@ -10,8 +10,8 @@ except ModuleNotFoundError as error:
     if error.name is None or error.name.startswith("cellfoundry"):
         raise
     print(
-        f"error: {sys.executable} has no {error.name}: install cellfoundry's requirements into it, or put the environment "
-        "that has them first on PATH.",
+        f"error: {sys.executable} has no {error.name}: install cellfoundry's requirements into it, or put the "
+        "environment that has them first on PATH.",
         file=sys.stderr,
     )
     sys.exit(2)

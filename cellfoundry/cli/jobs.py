@@ -40,11 +40,13 @@ def list_jobs(address: str | None = ADDRESS, insecure: bool = INSECURE) -> None:
     """All jobs of the cluster, the oldest first: name, state, start, duration and command."""
     from cellfoundry.cluster.connection import Cluster
 
-    rows = [("JOB", "STATUS", "STARTED", "TOOK", "COMMAND")]
-    for job in Cluster(address, insecure).jobs():
-        rows.append(
+    rows = [
+        ("JOB", "STATUS", "STARTED", "TOOK", "COMMAND"),
+        *(
             (job.submission_id or "", str(job.status.value), _started(job), _took(job), _command(job))
-        )
+            for job in Cluster(address, insecure).jobs()
+        ),
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
         cells = [text.ljust(width) for text, width in zip(row, widths, strict=False)]

@@ -37,7 +37,8 @@ def submit(
         False, "--follow", help="Show the job's log until it ends, and exit with its code."
     ),
     shared: list[Path] = typer.Option(
-        [], help="Folder that the cluster sees under the same path: what lies in it does not travel. Repeatable."
+        [],
+        help="Folder that the cluster sees under the same path: what lies in it does not travel. Repeatable.",
     ),
     insecure: bool = INSECURE,
 ) -> None:
@@ -111,7 +112,9 @@ def follow_to_the_end(cluster: Cluster, job: str) -> int:
                 )
                 return INTERRUPTED
             continue
-        if ended.driver_exit_code is None and ended.status == "FAILED":  # it never ran, so its log says nothing
+        if (
+            ended.driver_exit_code is None and ended.status == "FAILED"
+        ):  # it never ran, so its log says nothing
             typer.echo(f"error: {job}: {ended.message}", err=True)
         return exit_code(ended)
 

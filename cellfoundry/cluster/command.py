@@ -144,8 +144,8 @@ def _input_path(parameter: Any, text: str, place: Place, shared: Sequence[Path])
     if path.is_absolute():
         return text
     raise ClusterError(
-        f"{_name(parameter)} {text} does not exist here, and the cluster reads a relative path in the job's own folder: "
-        "give a file that exists, an absolute path that the cluster sees, or a URL."
+        f"{_name(parameter)} {text} does not exist here, and the cluster reads a relative path in the job's own "
+        "folder: give a file that exists, an absolute path that the cluster sees, or a URL."
     )
 
 

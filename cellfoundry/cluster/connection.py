@@ -34,7 +34,9 @@ def dashboard_address(given: str | None) -> str:
     Raises:
         ClusterError: not an http(s) address.
     """
-    named = given or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS
+    named = (
+        given or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS
+    )
     address = (named if "://" in named else f"http://{named}").rstrip("/")
     try:
         parts = urlsplit(address)
@@ -43,8 +45,8 @@ def dashboard_address(given: str | None) -> str:
         usable = False
     if not usable or parts.username is not None:
         raise ClusterError(
-            f"the address {_without_credentials(address)} is not that of a Ray dashboard: give http(s)://HOST:PORT, such "
-            f"as {DEFAULT_ADDRESS}."
+            f"the address {_without_credentials(address)} is not that of a Ray dashboard: give http(s)://HOST:PORT, "
+            f"such as {DEFAULT_ADDRESS}."
         )
     return address
 
@@ -94,7 +96,10 @@ class Cluster:
 
         ``num_gpus`` are reserved for the entrypoint's own process, not for the tasks and workers that it starts.
         """
-        environment = {"working_dir": str(folder), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WITHIN_S)}}
+        environment = {
+            "working_dir": str(folder),
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WITHIN_S)},
+        }
         with self._sentences():
             self._client.submit_job(
                 submission_id=job_id,
@@ -145,8 +150,8 @@ class Cluster:
             answer.json()["ray_version"]
         except (ValueError, KeyError, TypeError):
             raise ClusterError(
-                f"what answers at {self.address} is not a Ray dashboard: give the address that `ray start --head` prints "
-                "(port 8265 unless set otherwise)."
+                f"what answers at {self.address} is not a Ray dashboard: give the address that `ray start --head` "
+                "prints (port 8265 unless set otherwise)."
             ) from None
         return False
 

@@ -21,7 +21,8 @@ def test_the_package_travels_as_the_wheel_has_it(tmp_path: Path) -> None:
     assert [Path(package).name for package in targets["wheel"]["packages"]] == list(PACKAGES)
     Bundle().write(tmp_path)
     code = (
-        "import cellfoundry, cellfoundry_data, importlib.metadata as m; from cellfoundry_data.bundled import baron_h5ad;"
+        "import cellfoundry, cellfoundry_data, importlib.metadata as m;"
+        "from cellfoundry_data.bundled import baron_h5ad;"
         "d = m.distribution('cellfoundry'); print(cellfoundry.__file__, cellfoundry_data.__file__, d._path, d.version)"
     )
     environment = {**os.environ, "PYTHONPATH": ""}

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from .conftest import TOKEN, Head, free_ports
 
 from cellfoundry.cluster.connection import Cluster, dashboard_address, exit_code, is_loopback
 from cellfoundry.cluster.errors import ClusterError
+
+from .conftest import TOKEN, Head, free_ports
 
 
 @contextmanager
@@ -49,7 +50,9 @@ def test_address_is_the_option_else_the_variables_else_this_machine(monkeypatch:
     assert dashboard_address("three:8265") == "http://three:8265"
 
 
-@pytest.mark.parametrize("address", ["ray://host:10001", "os://x", "http://", "http://host:port", "http://u:p@h:1"])
+@pytest.mark.parametrize(
+    "address", ["ray://host:10001", "os://x", "http://", "http://host:port", "http://u:p@h:1"]
+)
 def test_other_addresses_are_refused_without_their_password(address: str) -> None:
     with pytest.raises(ClusterError, match="is not that of a Ray dashboard") as refusal:
         dashboard_address(address)
@@ -57,8 +60,12 @@ def test_other_addresses_are_refused_without_their_password(address: str) -> Non
 
 
 def test_only_loopback_is_this_machine() -> None:
-    assert all(map(is_loopback, ["http://127.0.0.1:1", "http://localhost", "http://[::1]:8265", "http://127.9.9.9"]))
-    assert not any(map(is_loopback, ["http://10.0.0.1:1", "http://localhost.example.org", "http://0.0.0.0:1"]))
+    assert all(
+        map(is_loopback, ["http://127.0.0.1:1", "http://localhost", "http://[::1]:8265", "http://127.9.9.9"])
+    )
+    assert not any(
+        map(is_loopback, ["http://10.0.0.1:1", "http://localhost.example.org", "http://0.0.0.0:1"])
+    )
 
 
 def test_nothing_is_sent_to_another_machine_without_a_token() -> None:
@@ -92,7 +99,7 @@ def test_what_is_no_dashboard_is_said_to_be_none(body: str) -> None:
 
 
 def test_nobody_there() -> None:
-    with pytest.raises(ClusterError, match="nothing answers at http://127.0.0.1:"):
+    with pytest.raises(ClusterError, match=r"nothing answers at http://127\.0\.0\.1:"):
         Cluster(f"http://127.0.0.1:{free_ports(1)[0]}")
 
 
@@ -141,7 +148,7 @@ def test_a_token_without_its_mode_is_asked_for(head: Head) -> None:
     assert_refused(head, "asks for a token: set RAY_AUTH_MODE=token", RAY_AUTH_MODE="")
 
 
-def test_a_token_file_is_as_good(head: Head, tmp_path) -> None:  # noqa: ANN001
+def test_a_token_file_is_as_good(head: Head, tmp_path) -> None:
     file = tmp_path / "token"
     file.write_text(TOKEN)
     ran = head.cellfoundry("jobs", "list", RAY_AUTH_TOKEN="", RAY_AUTH_TOKEN_PATH=str(file))

@@ -244,7 +244,9 @@ def test_what_is_no_share_is_refused(name: str, share: float) -> None:
 
 
 def test_a_cell_of_every_gene_and_ten_thousand_tiny_ones() -> None:
-    everything = mask([dict.fromkeys(range(19_264), 1.0)], n_genes=19_264, value_mask_prob=0, read_depth_aware=False)
+    everything = mask(
+        [dict.fromkeys(range(19_264), 1.0)], n_genes=19_264, value_mask_prob=0, read_depth_aware=False
+    )
     assert everything.max_seqlen == len(everything.value_N) == 19_266
     rows = [{gene % 7: 1.0} if gene % 3 else {} for gene in range(10_000)]
     tiny = mask(rows, n_genes=7, value_mask_prob=0, zero_mask_prob=0)

@@ -64,7 +64,9 @@ class _Cells(NamedTuple):
 
     def words(self, decision: Array | int, cell: Array, index: Array) -> npt.NDArray[np.uint32]:
         """Four random words, (..., 4), of a decision about cells: the same whoever shares the batch."""
-        low_C, high_C = (half.astype(np.uint64) for half in (self.ids_C & 0xFFFFFFFF, self.ids_C >> 32 & 0xFFFFFFFF))
+        low_C, high_C = (
+            half.astype(np.uint64) for half in (self.ids_C & 0xFFFFFFFF, self.ids_C >> 32 & 0xFFFFFFFF)
+        )
         counter = (index.astype(np.uint64), np.asarray(decision, dtype=np.uint64), low_C[cell], high_C[cell])
         return philox4x32(counter, self.key)
 
@@ -138,7 +140,9 @@ def _check_entries(bounds_C1: Array, gene_Z: Array, n_genes: int) -> None:
     inner_C = bounds_C1[1:-1]
     ascends_Z[inner_C[(inner_C > 0) & (inner_C < len(gene_Z))] - 1] = True
     if not ascends_Z.all():
-        raise ValueError("mask_cells got gene ids that do not ascend in a cell: sort each row, each gene once.")
+        raise ValueError(
+            "mask_cells got gene ids that do not ascend in a cell: sort each row, each gene once."
+        )
 
 
 def _mask_block(cells: _Cells, settings: Settings) -> tuple[Array, ...]:

@@ -38,9 +38,7 @@ def _forward(
 
 
 @_forward.register_fake
-def _(
-    q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, cu_seqlens: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
+def _(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, cu_seqlens: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return _new_results(q_NHK)
 
 
