@@ -7,15 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from cellfoundry_data.batch import CellBatch
+from cellfoundry_data.store.cell_keys import cell_keys
+from cellfoundry_data.store.replace import replacing_store
+from cellfoundry_data.store.writer import finish_store, start_store, write_shard
+from cellfoundry_data.vocabulary import Vocabulary
 
 GENES = 40
 # No two sizes alike, and none in the ratio a constant would assume: a size taken from elsewhere would show.
 ENCODER = {"hidden_dim": 12, "depth": 2, "heads": 3, "dim_head": 64, "module_type": "transformer"}
 DECODER = {"hidden_dim": 10, "depth": 2, "heads": 2, "dim_head": 6, "module_type": "performer"}
+STORE_GENES, STORE_CELLS = 50, 200
 BINS, ENCODER_FFN, DECODER_FFN, FEATURES, ALPHA = 7, 20, 26, 9, 0.8
 
 
@@ -100,6 +106,26 @@ def official_file(official_parts: dict[str, dict[str, Any]], tmp_path: Path) -> 
     """``official_parts`` as a file."""
     torch.save(official_parts, tmp_path / "official.ckpt")
     return tmp_path / "official.ckpt"
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 200 cells of two kinds over 50 genes."""
+    rng = np.random.default_rng(0)
+    rates = np.where(np.arange(STORE_CELLS)[:, None] % 2 == np.arange(STORE_GENES) % 2, 40.0, 0.3)
+    dense = rng.poisson(rates)
+    cell, gene = np.nonzero(dense)
+    indptr = np.concatenate([[0], np.cumsum((dense > 0).sum(1))]).astype(np.int64)
+    rows = np.arange(STORE_CELLS, dtype=np.int64)
+    cells = CellBatch(indptr, gene.astype(np.int32), dense[cell, gene].astype(np.float32), rows)
+    vocabulary = Vocabulary(tuple(f"GENE{index}" for index in range(STORE_GENES)))
+    path = tmp_path_factory.mktemp("pretrain") / "store"
+    obs = pa.table({"source_row": rows})
+    with replacing_store(path) as folder:
+        start_store(folder, vocabulary)
+        shard = write_shard(folder, "00000", cells, cell_keys(0, rows), obs)
+        finish_store(folder, vocabulary, [shard], seed=0, qc={}, sources=[])
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from cellfoundry_training.plan.workload import average_workload, lognormal_lengt
 
 
 def planned(**changes: float | str) -> Plan:
+    changes = {"batch_tokens": "null", "batch_cells": 8} | changes
     overrides = [f"{name}={value}" for name, value in changes.items()]
     config = load_config("100m", overrides)
     return plan_run(config, [1300], 19_264, cells=1e6, gpus=8, chip=accelerator("h100"), mfu=0.4)

@@ -29,28 +29,11 @@ from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.files import RunFiles
 from cellfoundry_training.pretrain import PretrainResult, as_sentence, pretrain
 
-GENES, CELLS, STEPS = 50, 200, 8
-CLOCK = {"seconds", "cells_per_s", "data_wait_s"}
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 cells of two kinds over 50 genes."""
-    rng = np.random.default_rng(0)
-    rates = np.where(np.arange(CELLS)[:, None] % 2 == np.arange(GENES) % 2, 40.0, 0.3)
-    dense = rng.poisson(rates)
-    cell, gene = np.nonzero(dense)
-    indptr = np.concatenate([[0], np.cumsum((dense > 0).sum(1))]).astype(np.int64)
-    rows = np.arange(CELLS, dtype=np.int64)
-    cells = CellBatch(indptr, gene.astype(np.int32), dense[cell, gene].astype(np.float32), rows)
-    vocabulary = Vocabulary(tuple(f"GENE{index}" for index in range(GENES)))
-    path = tmp_path_factory.mktemp("pretrain") / "store"
-    obs = pa.table({"source_row": rows})
-    with replacing_store(path) as folder:
-        start_store(folder, vocabulary)
-        shard = write_shard(folder, "00000", cells, cell_keys(0, rows), obs)
-        finish_store(folder, vocabulary, [shard], seed=0, qc={}, sources=[])
-    return path
+GENES, STEPS = 50, 8
+PHASES = {
+    f"{phase}_s" for phase in ("data_wait", "mask", "forward", "backward", "optimizer", "communication")
+}
+CLOCK = {"seconds", "cells_per_s", "tokens_per_s", "mfu", *PHASES}
 
 
 def small_config(*overrides: str) -> PretrainConfig:
@@ -143,8 +126,15 @@ def keep_first_checkpoint(run: Path) -> None:
 
 def test_a_diverging_run_stops_with_one_sentence(ray_local: None, store: Path, tmp_path: Path) -> None:
     config = small_config("learning_rate=1e30", "warmup_steps=0", "clip=1e30", "zero_stage=0")
-    with pytest.raises(TrainingError, match=r"the loss became \S+ at step \d+: lower learning_rate"):
+    sentence = (
+        r"3 steps in a row were not finite, the last one step (\d+) \(loss \S+\) with the cells in store rows "
+        r"\d+, .*: lower learning_rate \(now 1e\+30\)"
+    )
+    with pytest.raises(TrainingError, match=sentence):
         pretrain(config, store, tmp_path / "run")
+    skipped = [line for line in history.read(tmp_path / "run" / "metrics.jsonl") if "skipped" in line]
+    assert [line["skipped_in_a_row"] for line in skipped] == [1, 2, 3]
+    assert all(line["cell_rows"] for line in skipped)
 
 
 def test_an_unforeseen_error_leaves_its_traceback_in_a_file(tmp_path: Path) -> None:

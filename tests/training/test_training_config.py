@@ -30,7 +30,10 @@ def test_preset_shows_every_value(file: Path) -> None:
 
 def test_100m_has_the_published_hyperparameters() -> None:
     config = load_config("100m")
-    assert (config.batch_cells, config.workers, config.gradient_accumulation) == (128, 64, 8)
+    assert (config.workers, config.gradient_accumulation) == (64, 8)
+    # 128 cells a batch at the published 1,050 encoder tokens, of which masks hide a quarter beforehand.
+    assert config.batch_tokens is not None
+    assert round(config.batch_tokens / (1050 / 0.76 + config.cell_tokens)) == pytest.approx(128, abs=2)
     assert (config.learning_rate, config.weight_decay, config.warmup_steps, config.clip) == (
         1e-4,
         0.0,
@@ -78,6 +81,16 @@ def test_overrides_reach_the_run_and_the_model() -> None:
         ("model=huge", ["huge", "tiny"]),
         ("model.encoder_heads=7", ["model", "encoder_heads"]),
         ("batch_cells=[", ["batch_cells", "YAML"]),
+        ("batch_cells=null", ["batch_cells or batch_tokens must be set"]),
+        ("batch_tokens=4096", ["batch_cells or batch_tokens must be set, and not both"]),
+        ("batch_tokens=0", ["batch_tokens", "greater than 0"]),
+        ("deepspeed=nowhere.json", ["deepspeed: nowhere.json cannot be read"]),
+        ("deepspeed={gradient_clipping: 2.0}", ["gradient_clipping is 2.0", "makes it 1.0"]),
+        ("deepspeed={zero_optimization: {stage: 2}}", ["zero_optimization.stage is 2", "makes it 0"]),
+        ("deepspeed={bf16: {enabled: true}}", ["bf16.enabled is True"]),
+        ("deepspeed={fp16: {enabled: true}}", ["fp16.enabled is True"]),
+        ("deepspeed={train_batch_size: 7}", ["train_batch_size is 7", "makes it 1"]),
+        ("deepspeed={optimizer: {type: Adam}}", ["optimizer", "learning_rate"]),
     ],
 )
 def test_a_mistake_is_named_in_one_sentence(override: str, words: list[str]) -> None:
@@ -98,7 +111,7 @@ def test_unknown_preset_lists_the_presets() -> None:
         ("model: [", "not valid YAML"),
         ("- a list", "mapping"),
         ("model: tiny\nbatch: 3", "unknown key 'batch'; the nearest is 'batch_cells'"),
-        ("model: tiny", "batch_cells: Field required"),
+        ("model: tiny", "learning_rate: Field required"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, text: str, words: str) -> None:
@@ -134,4 +147,33 @@ def test_deepspeed_settings_follow_the_config(stage: int) -> None:
     assert settings["zero_optimization"]["stage"] == stage
     assert settings["gradient_accumulation_steps"] == 3
     assert settings["gradient_clipping"] == 0.5
-    assert settings["bf16"] == {"enabled": True}
+    assert settings["bf16"] == {"enabled": True, "check_grad_overflow": True}
+
+
+def test_the_users_deepspeed_settings_replace_the_stages(tmp_path: Path) -> None:
+    """The file is read once: what it held goes with the run's resolved configuration."""
+    file = tmp_path / "mine.json"
+    file.write_text(
+        '{"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000}, "gradient_clipping": "auto", '
+        '"zero_allow_untested_optimizer": true, "prescale_gradients": false}'
+    )
+    config = load_config("tiny", [f"deepspeed={file}", "zero_stage=2"])
+    file.unlink()
+    settings = deepspeed_settings(config)
+    assert settings["zero_optimization"] == {
+        "stage": 2,
+        "reduce_bucket_size": 1000,
+        "compute_grad_norm": True,
+    }
+    assert settings["prescale_gradients"] is False
+    assert settings["gradient_clipping"] == config.clip
+    config.write(tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_broken_deepspeed_json_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    for text, words in (("{", "is not valid JSON"), ("[1]", "must hold one JSON object")):
+        file.write_text(text)
+        with pytest.raises(TrainingError, match=f"mine.json {words}"):
+            load_config("tiny", [f"deepspeed={file}"])

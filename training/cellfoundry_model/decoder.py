@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from cellfoundry_kernels import favor_attention
 from cellfoundry_model.config import ModelConfig
@@ -73,7 +74,13 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The decoder's layers and the LayerNorm after them."""
+    """The decoder's layers and the LayerNorm after them.
+
+    Attributes:
+        checkpointing: keep only each layer's input for the backward pass, which computes the layer again.
+    """
+
+    checkpointing = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -86,8 +93,14 @@ class Decoder(nn.Module):
         The last layer skips what is not asked for, which in pretraining is nine positions of ten.
         """
         for layer in self.layers[:-1]:
-            x_CPW = layer(x_CPW)
-        return self.norm(self.layers[-1](x_CPW, asked_CQ))
+            x_CPW = self._run(layer, x_CPW)
+        return self.norm(self._run(self.layers[-1], x_CPW, asked_CQ))
+
+    def _run(self, layer: nn.Module, *inputs: Tensor | None) -> Tensor:
+        if self.checkpointing:
+            # No layer draws random numbers, so there is no generator to put back.
+            return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return layer(*inputs)
 
 
 def _at_positions(x_CPW: Tensor, position_CQ: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from cellfoundry_kernels import varlen_attention
 from cellfoundry_model.config import ModelConfig
@@ -35,7 +36,13 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The encoder's layers and the LayerNorm after them."""
+    """The encoder's layers and the LayerNorm after them.
+
+    Attributes:
+        checkpointing: keep only each layer's input for the backward pass, which computes the layer again.
+    """
+
+    checkpointing = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -45,5 +52,11 @@ class Encoder(nn.Module):
     def forward(self, x_ND: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """Run packed tokens (N, D) of cells bounded by ``cu_seqlens`` -> (N, D)."""
         for layer in self.layers:
-            x_ND = layer(x_ND, cu_seqlens, max_seqlen)
+            if self.checkpointing:
+                # No layer draws random numbers, so there is no generator to put back.
+                x_ND = checkpoint(
+                    layer, x_ND, cu_seqlens, max_seqlen, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x_ND = layer(x_ND, cu_seqlens, max_seqlen)
         return self.norm(x_ND)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cellfoundry_kernels import MaskedCells
 from cellfoundry_model.config import ModelConfig
 
 
@@ -46,3 +47,18 @@ def _decoder_layer(config: ModelConfig, keys: int, queries: int) -> int:
     projections = 2 * width * attention * (2 * keys + 2 * queries)
     favor = config.decoder_heads * 2 * features * (2 * config.decoder_head_dim + 1) * (keys + queries)
     return projections + favor + 4 * width * inner * queries
+
+
+def forward_flops(config: ModelConfig, masked: MaskedCells) -> int:
+    """Of ``CellModel.forward`` on masked cells; reads their lengths, so it waits for the device."""
+    lengths = masked.cu_seqlens.diff().tolist()
+    hidden = int((masked.mask_value_X == config.mask_token_id).sum())
+    decoder = decoder_flops(config, len(lengths), sum(lengths) + hidden, len(masked.mask_position_X))
+    return encoder_flops(config, lengths) + decoder
+
+
+def training_flops(config: ModelConfig, masked: MaskedCells) -> int:
+    """Of a forward and a backward pass: three times the forward pass. What activation checkpointing computes a
+    second time is not counted.
+    """
+    return 3 * forward_flops(config, masked)

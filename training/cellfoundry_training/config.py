@@ -48,10 +48,24 @@ class PretrainConfig(BaseModel):
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: what is partitioned over ranks (1 optimizer, 2 + gradients, 3 + weights)."""
 
-    batch_cells: PositiveInt
-    """Cells a rank puts through the model at once."""
+    deepspeed: dict[str, Any] | None = None
+    """DeepSpeed settings in place of those of zero_stage's file: a path to a JSON file, whose content the resolved
+    configuration keeps; what this configuration decides must not be contradicted there."""
+    activation_checkpointing: bool = False
+    """Compute each layer a second time in the backward pass instead of keeping what it holds: a third more work, a
+    fraction of the memory."""
+    compile: bool = False
+    """Compile the layers with torch.compile, which takes minutes at the start; needs triton on GPU, g++ on CPU."""
+
+    batch_cells: PositiveInt | None = None
+    """Cells a rank puts through the model at once; this or batch_tokens."""
+    batch_tokens: PositiveInt | None = None
+    """Most tokens a rank puts through the model at once: cells of nearly one length, as many as fit."""
+    cell_tokens: NonNegativeInt = 2
+    """What a cell counts for in batch_tokens beside its genes: 2 for its T and S, more where the decoder's memory,
+    which every cell takes alike, outweighs the encoder's."""
     gradient_accumulation: PositiveInt = 1
-    """Such batches per optimizer step; a step sees workers x batch_cells x gradient_accumulation cells."""
+    """Such batches per optimizer step and rank."""
     max_steps: PositiveInt | None = None
     """Stop after that many optimizer steps; at least one of max_steps and max_seconds is needed."""
     max_seconds: PositiveFloat | None = None
@@ -69,6 +83,11 @@ class PretrainConfig(BaseModel):
     """AdamW's decoupled weight decay."""
     clip: PositiveFloat = 1.0
     """Largest global norm of the gradients."""
+    max_skipped_steps: PositiveInt = 3
+    """Steps in a row whose loss or gradient is not finite, which are skipped, before the run stops."""
+    collective_timeout_s: PositiveFloat = 1800.0
+    """Seconds that ranks wait for one that hangs before the run stops and names it; longer than an evaluation and
+    a checkpoint take."""
 
     value_mask_prob: float = Field(0.3, ge=0.0, le=1.0)
     """Share of non-zero positions that the model must predict."""
@@ -104,6 +123,13 @@ class PretrainConfig(BaseModel):
     def _check_across_fields(self) -> PretrainConfig:
         if self.max_steps is None and self.max_seconds is None:
             raise ValueError("max_steps or max_seconds must be set, or the run would never end")
+        if (self.batch_cells is None) == (self.batch_tokens is None):
+            raise ValueError(
+                "batch_cells or batch_tokens must be set, and not both; set the other one to null"
+            )
+        contradiction = self._contradicted_by_deepspeed()
+        if contradiction:
+            raise ValueError(f"deepspeed: {contradiction}")
         if self.value_mask_prob == 0 and self.zero_mask_prob == 0:
             raise ValueError("value_mask_prob and zero_mask_prob are both 0, so there is nothing to predict")
         if self.replace_prob + self.random_prob > 1:
@@ -111,6 +137,38 @@ class PretrainConfig(BaseModel):
         if isinstance(self.model, str) and self.model not in PRESETS:
             raise ValueError(f"model: no preset {self.model!r}; there are {', '.join(PRESETS)}")
         return self
+
+    @property
+    def deepspeed_decided(self) -> dict[str, Any]:
+        """DeepSpeed's keys, dotted, that this configuration decides, and their values."""
+        micro = (
+            self.batch_cells or 1
+        )  # with a token budget the number differs, and DeepSpeed only multiplies it
+        return {
+            "train_micro_batch_size_per_gpu": micro,
+            "gradient_accumulation_steps": self.gradient_accumulation,
+            "train_batch_size": micro * self.gradient_accumulation * self.workers,
+            "gradient_clipping": self.clip,
+            "zero_optimization.stage": self.zero_stage,
+            "bf16.enabled": self.precision == "bf16",
+            "fp16.enabled": False,
+            # A step that is not finite is skipped by these two.
+            "bf16.check_grad_overflow": True,
+            "zero_optimization.compute_grad_norm": True,
+        }
+
+    def _contradicted_by_deepspeed(self) -> str | None:
+        """What is wrong with ``deepspeed``'s keys, in words; None if nothing is."""
+        for key in ("optimizer", "scheduler"):
+            if self.deepspeed and key in self.deepspeed:
+                return f"{key} is not DeepSpeed's to choose here; leave it out and set learning_rate and its like"
+        for key, value in self.deepspeed_decided.items():
+            given: Any = self.deepspeed or {}
+            for part in key.split("."):
+                given = given.get(part, "auto") if isinstance(given, dict) else "auto"
+            if given not in ("auto", value):
+                return f"{key} is {given!r}, but this configuration makes it {value!r}; leave the key out"
+        return None
 
     def architecture(self, n_genes: int) -> ModelConfig:
         """The model's sizes for a store of ``n_genes``; ModelError if they do not fit together."""
@@ -135,6 +193,8 @@ def load_config(name_or_file: str | Path, overrides: Iterable[str] = ()) -> Pret
     values = _read_yaml(name_or_file)
     for override in overrides:
         _apply(values, override)
+    if isinstance(values.get("deepspeed"), str):
+        values["deepspeed"] = _read_deepspeed(Path(values["deepspeed"]))
     return build_config(values, source=str(name_or_file))
 
 
@@ -176,6 +236,19 @@ def _read_yaml(name_or_file: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise TrainingError(f"configuration {path} must be a mapping of fields to values")
     return values
+
+
+def _read_deepspeed(path: Path) -> dict[str, Any]:
+    """A user's DeepSpeed settings; a relative path counts from the current directory."""
+    try:
+        settings = json.loads(path.read_text())
+    except OSError:
+        raise TrainingError(f"deepspeed: {path} cannot be read; give the path of a JSON file") from None
+    except ValueError as error:
+        raise TrainingError(f"deepspeed: {path} is not valid JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise TrainingError(f"deepspeed: {path} must hold one JSON object")
+    return settings
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

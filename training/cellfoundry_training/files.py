@@ -36,3 +36,13 @@ class RunFiles:
     def failure(self) -> Path:
         """Tracebacks of an error that nobody foresaw."""
         return self.folder / "error.log"
+
+    @property
+    def heartbeats(self) -> Path:
+        """What each rank did last, a small file a rank, while the run goes on."""
+        return self.folder / "heartbeats"
+
+    @property
+    def hang(self) -> Path:
+        """The sentence of a rank that ended the run because another hung."""
+        return self.folder / "hang.txt"

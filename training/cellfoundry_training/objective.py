@@ -9,36 +9,71 @@ Legend: X chosen positions over all cells.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_kernels import MaskedCells, mask_cells, masked_mse
-from cellfoundry_training.config import PretrainConfig
+from cellfoundry_training.batches import CellTensors
+
+if TYPE_CHECKING:
+    from cellfoundry_training.config import PretrainConfig
 
 # Optimizer steps count from 1, so no training batch ever sees the masks of evaluation.
 EVALUATION_STEP = 0
 
 
+@dataclass(frozen=True)
+class Masking:
+    """Everything that decides a mask but the step and the cells; see ``mask_cells`` for each value."""
+
+    n_genes: int
+    mask_token_id: float
+    seed: int = 0
+    value_mask_prob: float = 0.3
+    zero_mask_prob: float = 0.03
+    replace_prob: float = 0.8
+    random_prob: float = 0.1
+    read_depth_aware: bool = True
+
+    @classmethod
+    def of(cls, config: PretrainConfig, n_genes: int) -> Masking:
+        """That of a run."""
+        return cls(
+            n_genes,
+            config.architecture(n_genes).mask_token_id,
+            config.seed,
+            config.value_mask_prob,
+            config.zero_mask_prob,
+            config.replace_prob,
+            config.random_prob,
+            config.read_depth_aware,
+        )
+
+    def mask(self, cells: CellTensors, step: int) -> MaskedCells:
+        """Choose, hide and downsample on the cells' device."""
+        return mask_cells(
+            *cells.tensors(),
+            n_genes=self.n_genes,
+            seed=self.seed,
+            step=step,
+            value_mask_prob=self.value_mask_prob,
+            zero_mask_prob=self.zero_mask_prob,
+            replace_prob=self.replace_prob,
+            random_prob=self.random_prob,
+            read_depth_aware=self.read_depth_aware,
+            mask_token_id=self.mask_token_id,
+        )
+
+
 def mask_batch(
     batch: CellBatch, config: PretrainConfig, *, n_genes: int, step: int, device: torch.device
 ) -> MaskedCells:
-    """Choose, hide and downsample on ``device``; the store row is a cell's identity."""
-    return mask_cells(
-        torch.from_numpy(batch.indptr).to(device),
-        torch.from_numpy(batch.gene_ids).to(device),
-        torch.from_numpy(batch.counts).to(device),
-        torch.from_numpy(batch.row_ids).to(device),
-        n_genes=n_genes,
-        seed=config.seed,
-        step=step,
-        value_mask_prob=config.value_mask_prob,
-        zero_mask_prob=config.zero_mask_prob,
-        replace_prob=config.replace_prob,
-        random_prob=config.random_prob,
-        read_depth_aware=config.read_depth_aware,
-        mask_token_id=config.architecture(n_genes).mask_token_id,
-    )
+    """Mask cells that are still in the host's memory; the store row is a cell's identity."""
+    return Masking.of(config, n_genes).mask(CellTensors.of(batch, device), step)
 
 
 def share_of_global_loss(

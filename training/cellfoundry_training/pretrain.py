@@ -32,6 +32,7 @@ from cellfoundry_training.splits import heldout_cells, train_cells
 Progress = Callable[[str, int, int], None]
 Watch = Callable[[Record], None]
 PROGRESS_EVERY_S = 0.5
+COLLECTIVE_MARGIN_S = 60
 # What a resumed run may change: how long it goes on and what it keeps, not what the steps compute.
 FREE_ON_RESUME = {
     "max_steps",
@@ -44,6 +45,8 @@ FREE_ON_RESUME = {
     "loggers",
     "checkpoint_every_steps",
     "keep_checkpoints",
+    "max_skipped_steps",
+    "collective_timeout_s",
 }
 
 
@@ -110,6 +113,7 @@ def pretrain(
         device = _choose_device(config)
         files.folder.mkdir(parents=True, exist_ok=True)
         config.write(files.config)
+        files.hang.unlink(missing_ok=True)
         with _following(files.metrics, config, progress, watch):
             _fit(config, device, store_path, files)
     return _result(files)
@@ -188,7 +192,11 @@ def _fit(config: PretrainConfig, device: str, store: Path, files: RunFiles) -> N
     trainer = TorchTrainer(
         train_rank,
         train_loop_config={"config": config.model_dump(), "store": str(store), "run": str(files.folder)},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if gpu else "gloo",
+            # The ranks' own watch, which names the rank that hangs, comes first.
+            timeout_s=round(config.collective_timeout_s) + COLLECTIVE_MARGIN_S,
+        ),
         scaling_config=ray.train.ScalingConfig(num_workers=config.workers, use_gpu=gpu),
         run_config=run_config,
     )
@@ -224,6 +232,8 @@ def _own_interrupt_handler() -> Iterator[None]:
 
 def as_sentence(error: Exception, files: RunFiles) -> Exception:
     """The rank's own sentence if it raised one of ours, else one that names the file with the tracebacks."""
+    if files.hang.is_file():
+        return TrainingError(files.hang.read_text())
     failures = getattr(error, "worker_failures", {})
     for rank in sorted(failures):
         if isinstance(failures[rank], (TrainingError, DataError, ModelError)):

@@ -21,6 +21,8 @@ class RunState:
     cells: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
     best_heldout_loss: float = float("inf")
     evaluated_step: int = -1
     loader: dict[str, Any] = field(default_factory=dict)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +19,24 @@ from cellfoundry_kernels import MaskedCells
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.checkpoint import LoadedModel, save_model
 from cellfoundry_model.embedder import Embedder
+from cellfoundry_training import stalls
+from cellfoundry_training.batches import CellTensors, PrefetchedBatches
 from cellfoundry_training.config import PretrainConfig
-from cellfoundry_training.engine import full_weights, start_engine
-from cellfoundry_training.errors import TrainingError
+from cellfoundry_training.engine import full_weights, prepare_model, start_engine, time_collectives
 from cellfoundry_training.evaluation import Heldout, evaluate, sum_over_ranks, turns
 from cellfoundry_training.files import RunFiles
 from cellfoundry_training.gene_means import gene_sums
+from cellfoundry_training.hang_watch import HangWatch
 from cellfoundry_training.logs import RunLog
-from cellfoundry_training.objective import EVALUATION_STEP, mask_batch, share_of_global_loss
+from cellfoundry_training.objective import EVALUATION_STEP, Masking, mask_batch
+from cellfoundry_training.peak_flops import peak_flops
 from cellfoundry_training.probe import Probe, labelled_cells, linear_probe
 from cellfoundry_training.schedule import budget_share, learning_rate
-from cellfoundry_training.splits import heldout_cells, train_cells
+from cellfoundry_training.skipped_steps import check_in_a_row, skipped_record
+from cellfoundry_training.splits import heldout_batches, heldout_cells, train_cells
 from cellfoundry_training.state import RunState, restore_checkpoint, save_checkpoint
+from cellfoundry_training.step import GlobalStep, StepOutcome
+from cellfoundry_training.step_clock import StepClock
 
 
 def train_rank(arguments: dict[str, Any]) -> None:
@@ -61,11 +65,18 @@ class Trainer:
         store = open_store(store_path)
         self.genes = store.vocabulary.genes
         self.train_cells = train_cells(store, config, self.rank, self.ranks)
-        # Every rank holds the whole list and takes every so-many-th batch of it: no held-out cell is left over.
         self.heldout_cells = heldout_cells(store, config)
         torch.manual_seed(config.seed)
-        model = CellModel(config.architecture(len(self.genes)))
+        architecture = config.architecture(len(self.genes))
+        model = prepare_model(CellModel(architecture), config, self.device)
         self.engine = start_engine(model, config, self.device)
+        self.clock = StepClock(self.device)
+        time_collectives(self.clock)
+        masking = Masking.of(config, len(self.genes))
+        self.step = GlobalStep(self.engine, architecture, masking, self.clock, self.ranks)
+        self.watch = HangWatch(files, self.rank, self.ranks, config.collective_timeout_s, self.clock)
+        self.peak = peak_flops(self.device, config.precision)
+        self.stalls = stalls.DataStalls()
         self.state = restore_checkpoint(self.engine) or RunState()
         self.log = RunLog(files.metrics, config, self.state.step) if self.rank == 0 else None
         if self.state.loader:
@@ -76,86 +87,92 @@ class Trainer:
     def run(self) -> None:
         """Train until the budget is used; then evaluate, checkpoint and leave the model directory."""
         config, state = self.config, self.state
-        batches = self._endless_batches()
         # A resumed run stands right after a checkpoint, and an evaluation that fell on the same step.
         saved = state.step
-        while self._step(batches):
-            if state.step % config.eval_every_steps == 0:
+        with (
+            self.watch,
+            PrefetchedBatches(self.train_cells, self.device, ahead=config.gradient_accumulation) as batches,
+        ):
+            while self._step(batches):
+                if state.step % config.eval_every_steps == 0:
+                    self._evaluate()
+                if state.step % config.checkpoint_every_steps == 0:
+                    self._checkpoint()
+                    saved = state.step
+            if state.evaluated_step != state.step:
                 self._evaluate()
-            if state.step % config.checkpoint_every_steps == 0:
+            if saved != state.step:
                 self._checkpoint()
-                saved = state.step
-        if state.evaluated_step != state.step:
-            self._evaluate()
-        if saved != state.step:
-            self._checkpoint()
 
-    def _step(self, batches: Iterator[CellBatch]) -> bool:
+    def _step(self, batches: PrefetchedBatches) -> bool:
         """One optimizer step on the global batch; False, and nothing done, if the budget is used up."""
         config, state = self.config, self.state
         share = self._agreed(budget_share(config, state.step, state.seconds))
         if share >= 1.0:
             return False
-        started = time.perf_counter()
+        started, waited = time.perf_counter(), batches.waited_s
+        self.clock.start("data")
         micro = list(itertools.islice(batches, config.gradient_accumulation))
-        data_wait = time.perf_counter() - started
-
-        step = state.step + 1
-        masked = [self._mask(batch, step) for batch in micro]
-        positions, cells, tokens = self._sum_over_ranks(
-            sum(part.target_X.numel() for part in masked),
-            sum(len(batch) for batch in micro),
-            sum(part.position_N.numel() for part in masked),
-        )
-        rate = learning_rate(config, step, share)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
-        own_loss = torch.zeros((), device=self.device)
-        for part in masked:
-            loss = share_of_global_loss(
-                self.engine(part), part.target_X, int(positions), self.ranks * len(masked)
-            )
-            self.engine.backward(loss)
-            own_loss += loss.detach()
-            if part is masked[-1]:
-                # Before the weights change: a checkpoint must never hold the outcome of a broken step.
-                loss_value = self._finite_loss(own_loss, step)
-            self.engine.step()
+        rate = learning_rate(config, state.step + 1, share)
+        outcome = self.step.run(micro, state.step + 1, rate)
 
         seconds = time.perf_counter() - started
-        state.step, state.seconds = step, state.seconds + seconds
-        state.cells, state.tokens = state.cells + int(cells), state.tokens + int(tokens)
-        self._log(
-            step=step,
-            loss=loss_value,
-            cells=state.cells,
-            tokens=state.tokens,
-            cells_per_s=cells / seconds,
-            seconds=state.seconds,
-            lr=rate,
-            data_wait_s=data_wait,
-        )
+        state.step, state.seconds = state.step + 1, state.seconds + seconds
+        state.cells, state.tokens = state.cells + outcome.cells, state.tokens + outcome.tokens
+        state.loader = batches.position
+        self.watch.step = state.step
+        if outcome.applied:
+            state.skipped_in_a_row = 0
+            self._log(**self._step_record(outcome, seconds, rate))
+        else:
+            self._skip(outcome, micro)
+        self._warn_of_stall(self.stalls.share(batches.waited_s - waited, seconds))
         return True
 
-    def _finite_loss(self, own_loss: torch.Tensor, step: int) -> float:
-        """Mean loss over ranks and micro-batches; TrainingError on every rank if it is not a number."""
-        (total,) = self._sum_over_ranks(own_loss.item())
-        loss = total / (self.ranks * self.config.gradient_accumulation)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss} at step {step}: lower learning_rate (now {self.config.learning_rate:g}) or "
-                "raise warmup_steps; the last checkpoint is from before"
-            )
-        return loss
+    def _warn_of_stall(self, share: float | None) -> None:
+        """Log one line a window in which the slowest rank waited for data for long."""
+        if share is None:
+            return
+        worst = torch.tensor(share, device=self.device)
+        dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+        sentence = stalls.warning(worst.item())
+        if sentence is not None:
+            self._log(step=self.state.step, warning=sentence)
+
+    def _step_record(self, outcome: StepOutcome, seconds: float, rate: float) -> dict[str, Any]:
+        """What metrics.jsonl says of a step: sums over ranks, but for the phases, which are this rank's."""
+        state, phases = self.state, self.clock.seconds()
+        return {
+            "step": state.step,
+            "loss": outcome.loss,
+            "gradient_norm": outcome.gradient_norm,
+            "lr": rate,
+            "cells": state.cells,
+            "tokens": state.tokens,
+            "seconds": state.seconds,
+            "cells_per_s": outcome.cells / seconds,
+            "tokens_per_s": outcome.tokens / seconds,
+            "mfu": outcome.flops / (seconds * self.ranks * self.peak.per_s),
+            "data_wait_s": phases.pop("data"),
+            **{f"{phase}_s": spent for phase, spent in phases.items()},
+        }
+
+    def _skip(self, outcome: StepOutcome, micro: list[CellTensors]) -> None:
+        """Count and log a step that was not applied; TrainingError on every rank after too many in a row."""
+        state = self.state
+        state.skipped, state.skipped_in_a_row = state.skipped + 1, state.skipped_in_a_row + 1
+        record = skipped_record(outcome, micro, state.step)
+        self._log(**record, skipped_in_a_row=state.skipped_in_a_row)
+        check_in_a_row(state.skipped_in_a_row, self.config, record)
 
     def _evaluate(self) -> None:
         """Held-out loss and probe; the model directory keeps the weights with the lowest loss so far."""
         config, state = self.config, self.state
+        self.clock.enter("evaluation")
         self.engine.eval()
-        self.heldout_cells.set_epoch(0)
         heldout = evaluate(
             self.engine,
-            turns(self.heldout_cells, self.rank, self.ranks, config.eval_cells),
+            turns(heldout_batches(self.heldout_cells, config), self.rank, self.ranks),
             lambda batch: self._mask(batch, EVALUATION_STEP),
             self.gene_sums,
             self.device,
@@ -219,7 +236,7 @@ class Trainer:
             save_model(model, self.genes, self.files.model, info)
 
     def _checkpoint(self) -> None:
-        self.state.loader = self.train_cells.state_dict()
+        self.clock.enter("checkpoint")
         save_checkpoint(self.engine, self.state)
 
     def _log(self, **record: Any) -> None:
@@ -229,17 +246,10 @@ class Trainer:
     def _mask(self, batch: CellBatch, step: int) -> MaskedCells:
         return mask_batch(batch, self.config, n_genes=len(self.genes), step=step, device=self.device)
 
-    def _sum_over_ranks(self, *numbers: float) -> list[float]:
-        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return total.tolist()
-
     def _agreed(self, share: float) -> float:
         """Rank 0's word: clocks differ, and all ranks must stop at the same step."""
+        self.clock.enter("between steps")
         word = torch.tensor([share], dtype=torch.float64, device=self.device)
-        dist.broadcast(word, src=0)
+        with self.clock.communicating():
+            dist.broadcast(word, src=0)
         return float(word)
-
-    def _endless_batches(self) -> Iterator[CellBatch]:
-        while True:
-            yield from self.train_cells

@@ -32,6 +32,7 @@ def saved_by_autograd(model: CellModel, indptr: torch.Tensor, gene_ids: torch.Te
     size = sum(x.untyped_storage().nbytes() for pointer, x in saved.items() if pointer not in own)
     hidden = int((masked.mask_value_X == model.config.mask_token_id).sum())
     work = Workload(
+        expressed=EXPRESSED,
         tokens=masked.position_N.numel() / CELLS,
         rows=model.config.n_positions,
         hidden=hidden / CELLS,

@@ -80,7 +80,7 @@ def plan_run(
         raise TrainingError(f"mfu is {mfu}: give a share above 0 and at most 1")
     model = config.architecture(n_genes)
     work, parameters = average_workload(config, expressed, n_genes), count_parameters(model)
-    at_once = float(config.batch_cells)
+    at_once = _micro_batch_cells(config, work)
 
     def memory_of(micro_batch: float) -> RankMemory:
         return rank_memory(config, model, work, parameters, micro_batch, gpus)
@@ -105,6 +105,14 @@ def plan_run(
         seconds=steps * step_seconds,
         gpu_hours=steps * step_seconds * gpus / 3600,
     )
+
+
+def _micro_batch_cells(config: PretrainConfig, work: Workload) -> float:
+    """Cells a rank puts through the model at once, on average."""
+    if config.batch_cells is not None:
+        return float(config.batch_cells)
+    # A cell costs its genes, before some are masked, and what the decoder adds (``cell_tokens``).
+    return (config.batch_tokens or 0) / (work.expressed + config.cell_tokens)
 
 
 def count_parameters(model: ModelConfig) -> int:

@@ -59,7 +59,8 @@ def rank_memory(
         gradients=size * parameters / (ranks if stage >= 2 else 1),
         # Master, its gradient and two moments; without ZeRO in float32 weights and gradients are their own masters.
         optimizer=(4 if size == 2 or stage else 2) * FLOAT * parameters / (ranks if stage else 1),
-        activations=cells * activation_bytes(model, size, work),
+        activations=cells
+        * (checkpoint_bytes if config.activation_checkpointing else activation_bytes)(model, size, work),
         working=max(encoder, decoder),
     )
 
@@ -69,6 +70,13 @@ def activation_bytes(model: ModelConfig, size: int, work: Workload) -> float:
     encoder = model.encoder_depth * work.tokens * encoder_layer_bytes(model, size)
     decoder = (model.decoder_depth - 1) * work.rows * decoder_layer_bytes(model, size)
     return encoder + decoder + _last_layer_bytes(model, size, work) + _ends_bytes(model, size, work)
+
+
+def checkpoint_bytes(model: ModelConfig, size: int, work: Workload) -> float:
+    """Saved for one cell where layers keep their input alone and are computed again in backward."""
+    encoder = model.encoder_depth * work.tokens * model.encoder_width
+    decoder = model.decoder_depth * work.rows * model.decoder_width
+    return size * (encoder + decoder) + _ends_bytes(model, size, work)
 
 
 def encoder_layer_bytes(model: ModelConfig, size: int) -> int:

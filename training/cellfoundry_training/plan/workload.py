@@ -25,6 +25,7 @@ class Workload:
     """A cell on average, over the lengths it was made from.
 
     Attributes:
+        expressed: genes.
         tokens: encoder tokens, T and S included.
         rows: decoder rows.
         hidden: positions that show the mask token.
@@ -32,6 +33,7 @@ class Workload:
         flops: useful FLOPs of forward and backward.
     """
 
+    expressed: float
     tokens: float
     rows: float
     hidden: float
@@ -67,6 +69,7 @@ def average_workload(config: PretrainConfig, expressed: Sequence[int], n_genes: 
     forward = encoder_flops(model, lengths.tolist())
     forward += decoder_flops(model, cells, round(float(entered)), round(float(chosen)))
     return Workload(
+        expressed=float(seen.mean()),
         tokens=float(lengths.mean()),
         rows=float(model.n_positions),
         hidden=float(hidden.mean()),
