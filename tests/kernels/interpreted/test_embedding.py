@@ -93,22 +93,18 @@ def test_one_value_without_rows_of_its_own_or_a_position(dtype: torch.dtype) -> 
 
 def test_the_kernels_of_backward_are_exact_in_float32_too() -> None:
     """They run in half precision only; what they compute beyond its rounding shows in float32."""
-    value_N, *weights = [values_of(150), *weights_of(20, 24, torch.float32)]
-    table_RD, grad_ND = torch.cat([weights.pop(), torch.randn(2, 24)]), torch.randn(150, 24)
-    _, *saved = kernel._forward(value_N, *weights, table_RD, None, None, ALPHA, MASK, PAD)
-    (ours_BC, *our_values), (wanted_BC, *wanted_values) = (
-        module.backward_bins(grad_ND, value_N, *saved, table_RD, ALPHA, True)
+    value_N, *weights = [values_of(450), *weights_of(20, 24, torch.float32)]
+    table_RD, grad_ND = torch.cat([weights.pop(), torch.randn(2, 24)]), torch.randn(450, 24)
+    _, *packed = kernel._forward(value_N, *weights, table_RD, None, None, ALPHA, MASK, PAD)
+    (ours_BC, *ours), (wanted_BC, *wanted) = (
+        module.backward(grad_ND, value_N, *packed, table_RD, ALPHA, (MASK, PAD), 20, True)
         for module in (backward, backward_exact)
     )
     ours_BC[:, 32] += ours_BC[:, 33] + ours_BC[:, 34]  # the three parts of a scalar multiply the same weight
     for columns in (slice(20), 20, 32, 35):  # mlp2's weight and bias, mlp's weight and bias
         assert relative_rms(ours_BC[:20, columns], wanted_BC[:20, columns]) <= 1e-5
-    assert relative_rms(*our_values, *wanted_values) <= 1e-5
-    tables = (
-        module.backward_table(grad_ND, value_N, *saved, ALPHA, (MASK, PAD), 20, 22)
-        for module in (backward, backward_exact)
-    )
-    assert relative_rms(*tables) <= 1e-5
+    for actual, expected in zip(ours, wanted, strict=True):  # the table's, the values'
+        assert relative_rms(actual, expected) <= 1e-5
 
 
 # NumPy's, of the interpreter: a maximum over NaN only is what is tested.
@@ -160,9 +156,9 @@ def test_value_embedding_is_a_registered_op(dtype: torch.dtype) -> None:
     torch.library.opcheck(kernel._forward, (value_N, *weights, table_PD, position_N, *scalars))
     detached = [x.detach() for x in (value_N, *weights)]
     _, *saved = kernel._forward(*detached, None, None, *scalars)
-    saved = [grad, detached[0], *saved]
-    torch.library.opcheck(kernel._backward_bins, (*saved, detached[-1], ALPHA, True))
-    torch.library.opcheck(kernel._backward_table, (*saved, *scalars, 10, 12))
+    for need_value in (False, True):
+        arguments = (grad, detached[0], *saved, detached[-1], *scalars, 10, need_value)
+        torch.library.opcheck(kernel._backward, arguments)
     assert_compiles_whole(in_full(value_embedding, position_N), inputs, grad)
 
 
