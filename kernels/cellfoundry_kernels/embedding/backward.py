@@ -7,7 +7,7 @@ output's gradient. Its programs take one of two roles, side by side:
 - the discretisation's gradients need whole rows of the gradient; a program keeps its sum for mlp2 (64 KiB in
   float32) in registers while it walks over tokens;
 - the table's gradient (bins x width, 300 KiB in float32) exceeds a processor's registers, so a program owns
-  ``BLOCK_COLUMNS`` columns (128 KiB).
+  ``TABLE_D`` columns (128 KiB).
 
 Both roles read the whole gradient, at the same pace from the first token on: what one has read, the other finds
 in the L2 cache (50 MB on H100) as long as they are less than about 20,000 tokens apart. Without the buffer each
@@ -34,7 +34,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cellfoundry_kernels.embedding.forward import PARTS, PARTS_K, own_row, parts, processors, shares
+from cellfoundry_kernels.embedding.forward import (
+    PARTS,
+    PARTS_K,
+    has_large_tiles,
+    own_row,
+    parts,
+    processors,
+    shares,
+)
 from cellfoundry_kernels.launch import LaunchOptions, capability_of, dot_precision
 
 
@@ -68,6 +76,55 @@ def shares_kernel(
 
 
 @triton.jit
+def _through_shares(
+    grad_share_BN,
+    token_N,
+    grad_mix_BI,
+    grad_affine_IK,
+    value_ptr,
+    share_ptr,
+    affine_ptr,
+    mix_ptr,
+    grad_value_ptr,
+    alpha,
+    tokens,
+    NEED_VALUE: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Take the shares' gradient on to the two layers (and to the values): both sums with these tokens added."""
+    bin_B = tl.arange(0, BLOCK_B)
+    dtype: tl.constexpr = mix_ptr.dtype.element_ty
+    is_token_N = token_N < tokens
+    # A row of a mask or pad value's own has the whole share: the gradient of its logits is 0.
+    share_BN = tl.load(
+        share_ptr + token_N[None, :].to(tl.int64) * BLOCK_B + bin_B[:, None],
+        mask=is_token_N[None, :],
+        other=0.0,
+    ).to(tl.float32)
+    grad_share_BN *= share_BN
+    grad_logits_BN = grad_share_BN - share_BN * tl.sum(grad_share_BN, 0)[None, :]
+    low_grad_logits_BN = grad_logits_BN.to(dtype)
+    value_N = tl.load(value_ptr + token_N, mask=is_token_N, other=0.0).to(tl.float32)
+    part_NK = parts(value_N, dtype)
+    affine_BK = tl.load(affine_ptr + bin_B[:, None] * PARTS_K + tl.arange(0, PARTS_K)[None, :])
+    hidden_IN = tl.dot(affine_BK, tl.trans(part_NK), input_precision=PRECISION)
+    hidden_IN = tl.maximum(hidden_IN, 0.1 * hidden_IN).to(dtype)
+    grad_mix_BI = tl.dot(low_grad_logits_BN, tl.trans(hidden_IN), grad_mix_BI, input_precision=PRECISION)
+    mix_BI = tl.load(mix_ptr + bin_B[:, None] * BLOCK_B + bin_B[None, :])
+    grad_hidden_IN = tl.dot(
+        tl.trans(mix_BI), low_grad_logits_BN, alpha * grad_logits_BN, input_precision=PRECISION
+    )
+    grad_hidden_IN = tl.where(hidden_IN > 0, grad_hidden_IN, 0.1 * grad_hidden_IN)
+    grad_affine_IK = tl.dot(grad_hidden_IN.to(dtype), part_NK, grad_affine_IK, input_precision=PRECISION)
+    if NEED_VALUE:
+        weight_I = tl.load(affine_ptr + bin_B * PARTS_K).to(tl.float32)
+        grad_value_N = tl.sum(grad_hidden_IN * weight_I[:, None], 0)
+        tl.store(grad_value_ptr + token_N, grad_value_N, mask=is_token_N)
+    return grad_mix_BI, grad_affine_IK
+
+
+@triton.jit
 def _bins_role(
     program,
     programs,
@@ -84,67 +141,86 @@ def _bins_role(
     rows,
     width,
     NEED_VALUE: tl.constexpr,
+    PAIRED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One program's sum over tokens of the gradients of ``mix_BI`` and ``affine_BK``, side by side."""
+    """One program's sum over tokens of the gradients of ``mix_BI`` and ``affine_BK``, side by side.
+
+    Two tiles of tokens at a time share what is read of the table: one of twice the size spills registers.
+    """
     bin_B = tl.arange(0, BLOCK_B)
-    part_1K = tl.arange(0, PARTS_K)[None, :]
-    dtype: tl.constexpr = table_ptr.dtype.element_ty
+    is_row_B1 = (bin_B < rows)[:, None]
     grad_mix_BI = tl.zeros([BLOCK_B, BLOCK_B], tl.float32)
     grad_affine_IK = tl.zeros([BLOCK_B, PARTS_K], tl.float32)
     # Hoisted addresses of every product would fill the registers.
-    for start in tl.range(program * BLOCK_N, tokens, programs * BLOCK_N, disable_licm=True):
+    step: tl.constexpr = 2 * BLOCK_N if PAIRED else BLOCK_N
+    for start in tl.range(program * step, tokens, programs * step, disable_licm=True):
         token_N = start + tl.arange(0, BLOCK_N)
-        is_token_N = token_N < tokens
+        next_N = token_N + BLOCK_N
         grad_share_BN = tl.zeros([BLOCK_B, BLOCK_N], tl.float32)
+        next_grad_share_BN = tl.zeros([BLOCK_B, BLOCK_N], tl.float32)
         for first in range(0, width, BLOCK_D):
             column_D = first + tl.arange(0, BLOCK_D)
             is_column_1D = (column_D < width)[None, :]
             table_BD = tl.load(
-                table_ptr + bin_B[:, None] * width + column_D[None, :],
-                mask=(bin_B < rows)[:, None] & is_column_1D,
-                other=0.0,
+                table_ptr + bin_B[:, None] * width + column_D[None, :], mask=is_row_B1 & is_column_1D, other=0.0
             )
             grad_ND = tl.load(
                 grad_out_ptr + token_N[:, None].to(tl.int64) * width + column_D[None, :],
-                mask=is_token_N[:, None] & is_column_1D,
+                mask=(token_N < tokens)[:, None] & is_column_1D,
                 other=0.0,
             )
             grad_share_BN = tl.dot(table_BD, tl.trans(grad_ND), grad_share_BN, input_precision=PRECISION)
-
-        # A row of a mask or pad value's own has the whole share: the gradient of its logits is 0.
-        share_BN = tl.load(
-            share_ptr + token_N[None, :].to(tl.int64) * BLOCK_B + bin_B[:, None],
-            mask=is_token_N[None, :],
-            other=0.0,
-        ).to(tl.float32)
-        grad_share_BN *= share_BN
-        grad_logits_BN = grad_share_BN - share_BN * tl.sum(grad_share_BN, 0)[None, :]
-        low_grad_logits_BN = grad_logits_BN.to(dtype)
-        value_N = tl.load(value_ptr + token_N, mask=is_token_N, other=0.0).to(tl.float32)
-        part_NK = parts(value_N, dtype)
-        affine_BK = tl.load(affine_ptr + bin_B[:, None] * PARTS_K + part_1K)
-        hidden_NI = tl.dot(part_NK, tl.trans(affine_BK), input_precision=PRECISION)
-        hidden_NI = tl.maximum(hidden_NI, 0.1 * hidden_NI).to(dtype)
-        grad_mix_BI = tl.dot(low_grad_logits_BN, hidden_NI, grad_mix_BI, input_precision=PRECISION)
-        mix_BI = tl.load(mix_ptr + bin_B[:, None] * BLOCK_B + bin_B[None, :])
-        grad_hidden_IN = tl.dot(
-            tl.trans(mix_BI), low_grad_logits_BN, alpha * grad_logits_BN, input_precision=PRECISION
+            if PAIRED:
+                grad_ND = tl.load(
+                    grad_out_ptr + next_N[:, None].to(tl.int64) * width + column_D[None, :],
+                    mask=(next_N < tokens)[:, None] & is_column_1D,
+                    other=0.0,
+                )
+                next_grad_share_BN = tl.dot(
+                    table_BD, tl.trans(grad_ND), next_grad_share_BN, input_precision=PRECISION
+                )
+        grad_mix_BI, grad_affine_IK = _through_shares(
+            grad_share_BN,
+            token_N,
+            grad_mix_BI,
+            grad_affine_IK,
+            value_ptr,
+            share_ptr,
+            affine_ptr,
+            mix_ptr,
+            grad_value_ptr,
+            alpha,
+            tokens,
+            NEED_VALUE,
+            BLOCK_B,
+            PRECISION,
         )
-        grad_hidden_IN = tl.where(tl.trans(hidden_NI) > 0, grad_hidden_IN, 0.1 * grad_hidden_IN)
-        grad_affine_IK = tl.dot(grad_hidden_IN.to(dtype), part_NK, grad_affine_IK, input_precision=PRECISION)
-        if NEED_VALUE:
-            weight_I = tl.load(affine_ptr + bin_B * PARTS_K).to(tl.float32)
-            grad_value_N = tl.sum(grad_hidden_IN * weight_I[:, None], 0)
-            tl.store(grad_value_ptr + token_N, grad_value_N, mask=is_token_N)
+        if PAIRED:
+            grad_mix_BI, grad_affine_IK = _through_shares(
+                next_grad_share_BN,
+                next_N,
+                grad_mix_BI,
+                grad_affine_IK,
+                value_ptr,
+                share_ptr,
+                affine_ptr,
+                mix_ptr,
+                grad_value_ptr,
+                alpha,
+                tokens,
+                NEED_VALUE,
+                BLOCK_B,
+                PRECISION,
+            )
 
     columns: tl.constexpr = BLOCK_B + PARTS_K
     row_B1 = partial_ptr + (program.to(tl.int64) * BLOCK_B + bin_B[:, None]) * columns
     tl.store(row_B1 + bin_B[None, :], grad_mix_BI)
-    tl.store(row_B1 + BLOCK_B + part_1K, grad_affine_IK)
+    tl.store(row_B1 + BLOCK_B + tl.arange(0, PARTS_K)[None, :], grad_affine_IK)
 
 
 @triton.jit
@@ -200,10 +276,11 @@ def backward_kernel(
     width,
     bins_programs,
     NEED_VALUE: tl.constexpr,
+    PAIRED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
+    TABLE_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
     """Sums over tokens, the first ``bins_programs`` of the discretisation's gradients, the others of the table's."""
@@ -225,6 +302,7 @@ def backward_kernel(
             rows,
             width,
             NEED_VALUE,
+            PAIRED,
             BLOCK_N,
             BLOCK_B,
             BLOCK_D,
@@ -242,7 +320,7 @@ def backward_kernel(
             width,
             BLOCK_N,
             BLOCK_B,
-            BLOCK_COLUMNS,
+            TABLE_D,
             PRECISION,
         )
 
@@ -253,18 +331,24 @@ def shares_tiles(dtype: torch.dtype, block_b: int) -> dict[str, Any]:
 
 
 def backward_tiles(dtype: torch.dtype, block_b: int, capability: int) -> dict[str, Any]:
-    """Tile sizes of ``backward_kernel``; more tokens spill registers, on A100 a wider slice does too."""
+    """Tile sizes of ``backward_kernel``: the largest that do not spill registers."""
+    large = has_large_tiles(capability)
     return {
+        "PAIRED": large,
         "BLOCK_N": 64,
         "BLOCK_B": block_b,
-        "BLOCK_D": 64 if capability >= 90 else 32,
-        "BLOCK_COLUMNS": 256,
+        "BLOCK_D": 64 if large else 32,
+        "TABLE_D": 256 if large else 128,
         "PRECISION": dot_precision(dtype),
     }
 
 
+def backward_options(capability: int) -> LaunchOptions:
+    """Options of ``backward_kernel``."""
+    return {"num_warps": 8, "num_stages": 3 if has_large_tiles(capability) else 2}
+
+
 SHARES_OPTIONS: LaunchOptions = {"num_warps": 4, "num_stages": 1}
-BACKWARD_OPTIONS: LaunchOptions = {"num_warps": 8, "num_stages": 3}
 
 
 def programs_of(tokens: int, width: int, blocks: dict[str, Any], device: torch.device) -> tuple[int, int]:
@@ -274,9 +358,10 @@ def programs_of(tokens: int, width: int, blocks: dict[str, Any], device: torch.d
     each other more, so it gets 5 processors in 8.
     """
     tiles = triton.cdiv(tokens, blocks["BLOCK_N"])
-    slices = triton.cdiv(width, blocks["BLOCK_COLUMNS"])
+    bins_tiles = triton.cdiv(tiles, 2) if blocks["PAIRED"] else tiles
+    slices = triton.cdiv(width, blocks["TABLE_D"])
     table_programs = min(max(3 * processors(device) // (8 * slices), 1), tiles)
-    return min(max(processors(device) - slices * table_programs, 1), tiles), table_programs
+    return min(max(processors(device) - slices * table_programs, 1), bins_tiles), table_programs
 
 
 def backward(
@@ -303,9 +388,10 @@ def backward(
     shares_kernel[(triton.cdiv(tokens, blocks["BLOCK_N"]),)](
         value_N, affine_BK, mix_BI, share_NB, alpha, *token_ids, tokens, bins, rows, **blocks, **SHARES_OPTIONS
     )
-    blocks = backward_tiles(table_RD.dtype, block_b, capability_of(value_N.device))
+    capability = capability_of(value_N.device)
+    blocks = backward_tiles(table_RD.dtype, block_b, capability)
     bins_programs, table_programs = programs_of(tokens, width, blocks, value_N.device)
-    slices = triton.cdiv(width, blocks["BLOCK_COLUMNS"])
+    slices = triton.cdiv(width, blocks["TABLE_D"])
     partial_SBC = torch.empty(bins_programs, block_b, block_b + PARTS, **sums)
     partial_SRD = torch.empty(table_programs, rows, width, **sums)
     grad_value_N = torch.empty(tokens if need_value else 0, **sums)
@@ -326,6 +412,6 @@ def backward(
         bins_programs,
         NEED_VALUE=need_value,
         **blocks,
-        **BACKWARD_OPTIONS,
+        **backward_options(capability),
     )
     return partial_SBC.sum(0), partial_SRD.sum(0), grad_value_N

@@ -1,4 +1,4 @@
-"""Forward kernel of the value embedding: the shares of the bins never leave the processor.
+"""Forward kernel of the value embedding: the shares of the bins stay on the processor.
 
 The two layers of the discretisation arrive as two padded matrices (``pack_kernel``), which needs a spare column:
 the bin after the last one is always 1.
@@ -27,7 +27,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cellfoundry_kernels.launch import LaunchOptions, dot_precision, tile
+from cellfoundry_kernels.launch import (
+    SMALL_SHARED_MEMORY,
+    LaunchOptions,
+    capability_of,
+    dot_precision,
+    tile,
+)
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 PARTS = 16  # the smallest depth of a product
@@ -183,23 +189,38 @@ def block_of_bins(bins: int, rows: int) -> int:
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    """Programs that a device runs side by side; the interpreter gets some of each role of backward, with several tiles each."""
+    """Programs that a device runs side by side; the interpreter's number gives both roles of backward several."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 6
 
 
-def forward_tiles(dtype: torch.dtype, block_b: int) -> dict[str, Any]:
-    """Tile sizes; float32 products run on the plain cores and need smaller ones."""
-    exact = dtype == torch.float32
+def forward_tiles(dtype: torch.dtype, block_b: int, capability: int) -> dict[str, Any]:
+    """Tile sizes: more tokens read the table less often, until registers spill (earlier before H100).
+
+    Float32 products run on the plain cores and need smaller ones.
+    """
+    if dtype == torch.float32:
+        tokens, columns, stages = 16, 16, 2
+    else:
+        tokens, columns, stages = (128, 64, 3) if has_large_tiles(capability) else (64, 32, 3)
     return {
-        "BLOCK_N": 16 if exact else 128,
+        "BLOCK_N": tokens,
         "BLOCK_B": block_b,
-        "BLOCK_D": 16 if exact else 64,
-        "STAGES": 2 if exact else 3,
+        "BLOCK_D": columns,
+        "STAGES": stages,
         "PRECISION": dot_precision(dtype),
     }
 
 
-FORWARD_OPTIONS: LaunchOptions = {"num_warps": 8, "num_stages": 3}
+def has_large_tiles(capability: int) -> bool:
+    """Whether a device has H100's products, which take operands from shared memory, and enough of that."""
+    return capability >= 90 and capability not in SMALL_SHARED_MEMORY
+
+
+def forward_options(dtype: torch.dtype, capability: int) -> LaunchOptions:
+    """Options of ``forward_kernel``; in float32 triton 3.9 spills registers of fewer warps on H100."""
+    return {"num_warps": 16 if dtype == torch.float32 and has_large_tiles(capability) else 8, "num_stages": 3}
+
+
 PACK_OPTIONS: LaunchOptions = {"num_warps": 4, "num_stages": 1}
 
 
@@ -236,7 +257,8 @@ def forward(
     """Embeddings, (N, D)."""
     tokens, (rows, width) = len(value_N), table_RD.shape
     out_ND = table_RD.new_empty(tokens, width)
-    blocks = forward_tiles(table_RD.dtype, len(mix_BI))
+    capability = capability_of(value_N.device)
+    blocks = forward_tiles(table_RD.dtype, len(mix_BI), capability)
     has_position = position_table_PD is not None and position_N is not None
     if tokens and width:
         forward_kernel[(min(processors(value_N.device), triton.cdiv(tokens, blocks["BLOCK_N"])),)](
@@ -256,6 +278,6 @@ def forward(
             len(position_table_PD) if position_table_PD is not None else 0,
             HAS_POSITION=has_position,
             **blocks,
-            **FORWARD_OPTIONS,
+            **forward_options(table_RD.dtype, capability),
         )
     return out_ND

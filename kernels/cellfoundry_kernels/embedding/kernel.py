@@ -1,9 +1,9 @@
-"""The value embedding as registered ops: one forward, and a backward in three independent parts.
+"""The value embedding as registered ops: one forward, and a backward in two independent parts.
 
-Backward is split by what is asked for: the discretisation's weights (and the values), the table, the position
-table. The first two read the output's gradient once each (backward.py); the third is torch's
-``embedding_dense_backward``, which sorts the tokens by position and reads it once more. It adds nothing
-atomically, and a kernel of ours could save no byte of it: the other two need the gradient in the tokens' order.
+The first part takes the discretisation's weights, the table and the values together (backward.py, in float32
+backward_exact.py). The gradient of the position table is torch's ``embedding_dense_backward``, which sorts the tokens
+by position and reads the output's gradient once more. It adds nothing atomically, and a kernel of ours could save no
+byte of it: the first part needs the gradient in the tokens' order.
 
 Shape legend: as in forward.py.
 """
@@ -17,26 +17,20 @@ from torch import Tensor
 
 from cellfoundry_kernels.embedding import backward, backward_exact, forward
 from cellfoundry_kernels.launch import (
-    SMALL_SHARED_MEMORY,
     TYPE_NAMES,
     Launch,
     LaunchOptions,
     argument_types,
-    capability_of,
     registered_op,
 )
 
-# A product of two bin tiles beyond this side does not fit a processor's registers and shared memory.
+# The gradient of mlp2 stays in a processor's registers, which 256 x 256 bins in float32 would fill alone (256 KiB).
 BINS_LIMIT = 128
 
 
-# A constant of a traced graph, as in dispatch.
-@torch.compiler.assume_constant_result
-def fits(bins: int, rows: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernels take so many bins on this device; else the reference does."""
-    # In half precision tiles of 128 bins take 104 to 148 KiB of shared memory, in float32 88.
-    is_room = dtype == torch.float32 or capability_of(device) not in SMALL_SHARED_MEMORY
-    return is_room and forward.block_of_bins(bins, rows) <= BINS_LIMIT
+def fits(bins: int, rows: int) -> bool:
+    """Whether the kernels take so many bins; else the reference does."""
+    return forward.block_of_bins(bins, rows) <= BINS_LIMIT
 
 
 @registered_op("value_embedding")
@@ -177,20 +171,23 @@ def value_embedding(
 
 def published_launches() -> list[Launch]:
     """What runs at 100 bins, with mask and pad rows, and with positions."""
-    block_b, half = forward.block_of_bins(100, 102), torch.bfloat16
+    block_b, exact, half = forward.block_of_bins(100, 102), torch.float32, torch.bfloat16
     position, no_value = {"HAS_POSITION": True}, {"NEED_VALUE": False}
     found = [
         _launch(forward.pack_kernel, dtype, {"BLOCK_B": block_b}, forward.PACK_OPTIONS)
-        for dtype in (torch.float32, half)
+        for dtype in (exact, half)
     ]
-    for dtype in (torch.float32, half):
-        tiles = forward.forward_tiles(dtype, block_b) | position
-        found.append(_launch(forward.forward_kernel, dtype, tiles, forward.FORWARD_OPTIONS))
     tiles = backward.shares_tiles(half, block_b)
     found.append(_launch(backward.shares_kernel, half, tiles, backward.SHARES_OPTIONS))
     for capability in (80, 90):
+        alone = (capability,)
+        for dtype in (exact, half):
+            tiles = forward.forward_tiles(dtype, block_b, capability) | position
+            options = forward.forward_options(dtype, capability)
+            found.append(_launch(forward.forward_kernel, dtype, tiles, options, alone))
         tiles = backward.backward_tiles(half, block_b, capability) | no_value
-        found.append(_launch(backward.backward_kernel, half, tiles, backward.BACKWARD_OPTIONS, (capability,)))
+        options = backward.backward_options(capability)
+        found.append(_launch(backward.backward_kernel, half, tiles, options, alone))
     return found
 
 
