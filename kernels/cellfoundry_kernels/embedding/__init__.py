@@ -78,7 +78,7 @@ def value_embedding(
 
         own = [] if mask_1D is None or pad_1D is None else [mask_1D, pad_1D]
         rows = len(table_BD) + len(own)
-        if kernel.fits(len(table_BD), rows, table_BD.dtype, table_BD.device):
+        if kernel.fits(len(table_BD), rows):
             table_RD = (
                 torch.cat([table_BD, *(row_1D.to(table_BD.dtype) for row_1D in own)]) if own else table_BD
             )

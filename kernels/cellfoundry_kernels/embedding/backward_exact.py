@@ -3,7 +3,7 @@
 Float32 products without tf32 run on the plain cores, where the kernels' tiles (128 x 128 bins) spill registers
 and torch's matrix products serve better. Shares exist for ``CHUNK`` tokens at a time.
 
-Shape legend: as in forward.py; C the columns of both packed layers' gradients.
+Shape legend: as in backward.py.
 """
 
 from __future__ import annotations
@@ -18,38 +18,41 @@ from cellfoundry_kernels.embedding.reference import LEAKY_SLOPE
 CHUNK = 16_384
 
 
-def _hidden_and_shares(
-    value_N1: Tensor, lse_N: Tensor, affine_BK: Tensor, mix_BI: Tensor, alpha: float
-) -> tuple[Tensor, Tensor]:
-    """Activations (1 in the spare bins) and shares (0 there, and where ``lse`` is +inf), (N, B)."""
-    hidden_NI = F.leaky_relu(value_N1 * affine_BK[:, 0] + affine_BK[:, 3], LEAKY_SLOPE)
-    share_NB = (hidden_NI @ mix_BI.T + alpha * hidden_NI).softmax(1)
-    # Shares from ``lse`` would not add up to 1 exactly, which a saturated softmax's gradient magnifies tenfold.
-    return hidden_NI, torch.where(lse_N[:, None] == torch.inf, 0.0, share_NB)
-
-
-def backward_bins(
+def backward(
     grad_ND: Tensor,
     value_N: Tensor,
-    lse_N: Tensor,
     affine_BK: Tensor,
     mix_BI: Tensor,
     table_RD: Tensor,
     alpha: float,
+    token_ids: tuple[float, float],
+    bins: int,
     need_value: bool,
-) -> tuple[Tensor, Tensor]:
-    """As ``backward.backward_bins``."""
-    block_b = len(mix_BI)
-    sums_BC = lse_N.new_zeros(block_b, block_b + PARTS)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``backward.backward``."""
+    block_b, rows = len(mix_BI), len(table_RD)
+    sums_BC = table_RD.new_zeros(block_b, block_b + PARTS)
     grad_mix_BI, grad_affine_BK = sums_BC.split([block_b, PARTS], 1)
-    grad_value_N = lse_N.new_empty(len(value_N) if need_value else 0)
-    table_BD = F.pad(table_RD, (0, 0, 0, block_b - len(table_RD)))
+    grad_RD = torch.zeros_like(table_RD)
+    grad_value_N = table_RD.new_empty(len(value_N) if need_value else 0)
     for start in range(0, len(value_N), CHUNK):
         chunk = slice(start, start + CHUNK)
         value_N1 = value_N[chunk, None].float()
-        hidden_NI, share_NB = _hidden_and_shares(value_N1, lse_N[chunk], affine_BK, mix_BI, alpha)
-        grad_share_NB = share_NB * (grad_ND[chunk] @ table_BD.T)
-        grad_logits_NB = grad_share_NB - share_NB * grad_share_NB.sum(1, keepdim=True)
+        # Spare bins are 1 here, and their shares 0.
+        hidden_NI = F.leaky_relu(value_N1 * affine_BK[:, 0] + affine_BK[:, 3], LEAKY_SLOPE)
+        share_NB = (hidden_NI @ mix_BI.T + alpha * hidden_NI).softmax(1)
+        if rows > bins:
+            mask_id, pad_id = token_ids
+            is_pad_N1 = value_N1 == pad_id
+            is_mask_N1 = (value_N1 == mask_id) & ~is_pad_N1
+            share_NB.masked_fill_(is_pad_N1 | is_mask_N1, 0.0)
+            share_NB[:, bins : bins + 2] += torch.cat([is_mask_N1, is_pad_N1], 1)
+        share_NR = share_NB[:, :rows]
+        grad_RD += share_NR.T @ grad_ND[chunk]
+        grad_share_NR = share_NR * (grad_ND[chunk] @ table_RD.T)
+        # A row of a mask or pad value's own has the whole share: the gradient of its logits is 0.
+        grad_logits_NB = F.pad(grad_share_NR, (0, block_b - rows))
+        grad_logits_NB -= share_NB * grad_share_NR.sum(1, keepdim=True)
         grad_hidden_NI = grad_logits_NB @ mix_BI + alpha * grad_logits_NB
         grad_hidden_NI = torch.where(hidden_NI > 0, grad_hidden_NI, LEAKY_SLOPE * grad_hidden_NI)
         grad_mix_BI += grad_logits_NB.T @ hidden_NI
@@ -57,30 +60,4 @@ def backward_bins(
         grad_affine_BK[:, 3] += grad_hidden_NI.sum(0)
         if need_value:
             grad_value_N[chunk] = grad_hidden_NI @ affine_BK[:, 0]
-    return sums_BC, grad_value_N
-
-
-def backward_table(
-    grad_ND: Tensor,
-    value_N: Tensor,
-    lse_N: Tensor,
-    affine_BK: Tensor,
-    mix_BI: Tensor,
-    alpha: float,
-    token_ids: tuple[float, float],
-    bins: int,
-    rows: int,
-) -> Tensor:
-    """As ``backward.backward_table``."""
-    grad_RD = grad_ND.new_zeros(rows, grad_ND.shape[1])
-    for start in range(0, len(value_N), CHUNK):
-        chunk = slice(start, start + CHUNK)
-        value_N1 = value_N[chunk, None].float()
-        _, share_NB = _hidden_and_shares(value_N1, lse_N[chunk], affine_BK, mix_BI, alpha)
-        if rows > bins:
-            mask_id, pad_id = token_ids
-            is_pad_N = value_N1[:, 0] == pad_id
-            share_NB[:, bins] = ((value_N1[:, 0] == mask_id) & ~is_pad_N).float()
-            share_NB[:, bins + 1] = is_pad_N.float()
-        grad_RD += share_NB[:, :rows].T @ grad_ND[chunk]
-    return grad_RD
+    return sums_BC, grad_RD, grad_value_N

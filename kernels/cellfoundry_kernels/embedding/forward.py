@@ -1,4 +1,4 @@
-"""Forward kernel of the value embedding: the shares of the bins never leave the processor.
+"""Forward kernel of the value embedding: the shares of the bins stay on the processor.
 
 The two layers of the discretisation arrive as two padded matrices (``pack_kernel``), which needs a spare column:
 the bin after the last one is always 1.
@@ -27,7 +27,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cellfoundry_kernels.launch import LaunchOptions, dot_precision, tile
+from cellfoundry_kernels.launch import (
+    SMALL_SHARED_MEMORY,
+    LaunchOptions,
+    capability_of,
+    dot_precision,
+    tile,
+)
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 PARTS = 16  # the smallest depth of a product
@@ -85,6 +91,33 @@ def own_row(value_N, mask_token_id, pad_token_id, bins, rows):
 
 
 @triton.jit
+def parts(value_N, dtype: tl.constexpr):
+    """What ``affine_BK`` multiplies: the three parts of each scalar, and a 1."""
+    part_1K = tl.arange(0, PARTS_K)[None, :]
+    high_N, middle_N, low_N = split_values(value_N, dtype)
+    part_NK = tl.where(part_1K == 3, 1.0, 0.0).to(dtype)
+    part_NK = tl.where(part_1K == 2, low_N[:, None], part_NK)
+    part_NK = tl.where(part_1K == 1, middle_N[:, None], part_NK)
+    return tl.where(part_1K == 0, high_N[:, None], part_NK)
+
+
+@triton.jit
+def shares(value_N, own_N, affine_BK, mix_BI, alpha, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr):
+    """Shares of the bins in the weights' dtype; all of it is the row of its own where a value has one."""
+    part_NK = parts(value_N, mix_BI.dtype)
+    hidden_NI = tl.dot(part_NK, tl.trans(affine_BK), input_precision=PRECISION)
+    hidden_NI = tl.maximum(hidden_NI, 0.1 * hidden_NI)
+    # The skip connection is where the sum over input bins starts.
+    logits_NB = tl.dot(
+        hidden_NI.to(mix_BI.dtype), tl.trans(mix_BI), alpha * hidden_NI, input_precision=PRECISION
+    )
+    share_NB = tl.math.exp2((logits_NB - tl.max(logits_NB, 1)[:, None]) * LOG2_E)
+    share_NB = share_NB * tl.where(own_N < 0, 1 / tl.sum(share_NB, 1), 0.0)[:, None]
+    bin_1B = tl.arange(0, BLOCK_B)[None, :]
+    return tl.where(bin_1B == own_N[:, None], 1.0, share_NB).to(mix_BI.dtype)
+
+
+@triton.jit
 def forward_kernel(
     value_ptr,
     affine_ptr,
@@ -93,7 +126,6 @@ def forward_kernel(
     position_table_ptr,
     position_ptr,
     out_ptr,
-    lse_ptr,
     alpha,
     mask_token_id,
     pad_token_id,
@@ -109,15 +141,11 @@ def forward_kernel(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
-    """Embed ``BLOCK_N`` scalars at a time, ``BLOCK_D`` columns of the width at a time.
-
-    ``lse`` is the log2-sum-exp2 of the logits, +inf for a mask or pad value: its bins get shares of 0.
-    """
+    """Embed ``BLOCK_N`` scalars at a time, ``BLOCK_D`` columns of the width at a time."""
     bin_B = tl.arange(0, BLOCK_B)
     part_1K = tl.arange(0, PARTS_K)[None, :]
     affine_BK = tl.load(affine_ptr + bin_B[:, None] * PARTS_K + part_1K)
     mix_BI = tl.load(mix_ptr + bin_B[:, None] * BLOCK_B + bin_B[None, :])
-    dtype: tl.constexpr = table_ptr.dtype.element_ty
     # Hoisted addresses of every product would fill the registers.
     for start in tl.range(
         tl.program_id(0) * BLOCK_N, tokens, tl.num_programs(0) * BLOCK_N, disable_licm=True
@@ -126,25 +154,7 @@ def forward_kernel(
         is_token_N = token_N < tokens
         value_N = tl.load(value_ptr + token_N, mask=is_token_N, other=0.0).to(tl.float32)
         own_N = own_row(value_N, mask_token_id, pad_token_id, bins, rows)
-        high_N, middle_N, low_N = split_values(value_N, dtype)
-        part_NK = tl.where(part_1K == 3, 1.0, 0.0).to(dtype)
-        part_NK = tl.where(part_1K == 2, low_N[:, None], part_NK)
-        part_NK = tl.where(part_1K == 1, middle_N[:, None], part_NK)
-        part_NK = tl.where(part_1K == 0, high_N[:, None], part_NK)
-        hidden_NI = tl.dot(part_NK, tl.trans(affine_BK), input_precision=PRECISION)
-        hidden_NI = tl.maximum(hidden_NI, 0.1 * hidden_NI)
-        # The skip connection is where the sum over input bins starts.
-        logits_NB = tl.dot(
-            hidden_NI.to(dtype), tl.trans(mix_BI), alpha * hidden_NI, input_precision=PRECISION
-        )
-        maximum_N = tl.max(logits_NB, 1)
-        share_NB = tl.math.exp2((logits_NB - maximum_N[:, None]) * LOG2_E)
-        sum_N = tl.sum(share_NB, 1)
-        share_NB = share_NB * tl.where(own_N < 0, 1 / sum_N, 0.0)[:, None]
-        share_NB = tl.where(bin_B[None, :] == own_N[:, None], 1.0, share_NB).to(dtype)
-        lse_N = tl.where(own_N < 0, maximum_N * LOG2_E + tl.math.log2(sum_N), float("inf"))
-        tl.store(lse_ptr + token_N, lse_N, mask=is_token_N)
-
+        share_NB = shares(value_N, own_N, affine_BK, mix_BI, alpha, BLOCK_B, PRECISION)
         if HAS_POSITION:
             position_N = tl.load(position_ptr + token_N, mask=is_token_N, other=0)
             is_position_N = is_token_N & (position_N >= 0) & (position_N < positions)
@@ -167,7 +177,7 @@ def forward_kernel(
             # 64 bit: tokens x width passes 2^31.
             tl.store(
                 out_ptr + token_N[:, None].to(tl.int64) * width + column_D[None, :],
-                out_ND.to(dtype),
+                out_ND.to(out_ptr.dtype.element_ty),
                 mask=is_token_N[:, None] & is_column_1D,
             )
 
@@ -179,23 +189,38 @@ def block_of_bins(bins: int, rows: int) -> int:
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    """Programs that a device runs side by side; the interpreter's number keeps each of them busy twice."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+    """Programs that a device runs side by side; the interpreter's number gives both roles of backward several."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 6
 
 
-def forward_tiles(dtype: torch.dtype, block_b: int) -> dict[str, Any]:
-    """Tile sizes; float32 products run on the plain cores and need smaller ones."""
-    exact = dtype == torch.float32
+def forward_tiles(dtype: torch.dtype, block_b: int, capability: int) -> dict[str, Any]:
+    """Tile sizes: more tokens read the table less often, until registers spill (earlier before H100).
+
+    Float32 products run on the plain cores and need smaller ones.
+    """
+    if dtype == torch.float32:
+        tokens, columns, stages = 16, 16, 2
+    else:
+        tokens, columns, stages = (128, 64, 3) if has_large_tiles(capability) else (64, 32, 3)
     return {
-        "BLOCK_N": 16 if exact else 128,
+        "BLOCK_N": tokens,
         "BLOCK_B": block_b,
-        "BLOCK_D": 16 if exact else 64,
-        "STAGES": 2 if exact else 3,
+        "BLOCK_D": columns,
+        "STAGES": stages,
         "PRECISION": dot_precision(dtype),
     }
 
 
-FORWARD_OPTIONS: LaunchOptions = {"num_warps": 8, "num_stages": 3}
+def has_large_tiles(capability: int) -> bool:
+    """Whether a device has H100's products, which take operands from shared memory, and enough of that."""
+    return capability >= 90 and capability not in SMALL_SHARED_MEMORY
+
+
+def forward_options(dtype: torch.dtype, capability: int) -> LaunchOptions:
+    """Options of ``forward_kernel``; in float32 triton 3.9 spills registers of fewer warps on H100."""
+    return {"num_warps": 16 if dtype == torch.float32 and has_large_tiles(capability) else 8, "num_stages": 3}
+
+
 PACK_OPTIONS: LaunchOptions = {"num_warps": 4, "num_stages": 1}
 
 
@@ -228,12 +253,12 @@ def forward(
     alpha: float,
     token_ids: tuple[float, float],
     bins: int,
-) -> tuple[Tensor, Tensor]:
-    """Embeddings (N, D) and the softmax's log2-sum-exp2, float32 (N,)."""
+) -> Tensor:
+    """Embeddings, (N, D)."""
     tokens, (rows, width) = len(value_N), table_RD.shape
     out_ND = table_RD.new_empty(tokens, width)
-    lse_N = table_RD.new_empty(tokens, dtype=torch.float32)
-    blocks = forward_tiles(table_RD.dtype, len(mix_BI))
+    capability = capability_of(value_N.device)
+    blocks = forward_tiles(table_RD.dtype, len(mix_BI), capability)
     has_position = position_table_PD is not None and position_N is not None
     if tokens and width:
         forward_kernel[(min(processors(value_N.device), triton.cdiv(tokens, blocks["BLOCK_N"])),)](
@@ -244,7 +269,6 @@ def forward(
             position_table_PD.contiguous() if position_table_PD is not None else table_RD,
             position_N.contiguous() if position_N is not None else value_N,
             out_ND,
-            lse_N,
             alpha,
             *token_ids,
             tokens,
@@ -254,6 +278,6 @@ def forward(
             len(position_table_PD) if position_table_PD is not None else 0,
             HAS_POSITION=has_position,
             **blocks,
-            **FORWARD_OPTIONS,
+            **forward_options(table_RD.dtype, capability),
         )
-    return out_ND, lse_N
+    return out_ND

@@ -1,16 +1,15 @@
-"""The value embedding as registered ops: one forward, and a backward in three independent parts.
+"""The value embedding as registered ops: one forward, and a backward in two independent parts.
 
-Backward is split by what is asked for: the discretisation's weights (and the values), the table, the position
-table. The first two read the output's gradient once each (backward.py); the third is torch's
-``embedding_dense_backward``, which sorts the tokens by position and reads it once more. It adds nothing
-atomically, and a kernel of ours could save no byte of it: the other two need the gradient in the tokens' order.
+The first part takes the discretisation's weights, the table and the values together (backward.py, in float32
+backward_exact.py). The gradient of the position table is torch's ``embedding_dense_backward``, which sorts the tokens
+by position and reads the output's gradient once more. It adds nothing atomically, and a kernel of ours could save no
+byte of it: the first part needs the gradient in the tokens' order.
 
 Shape legend: as in forward.py.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,30 +17,20 @@ from torch import Tensor
 
 from cellfoundry_kernels.embedding import backward, backward_exact, forward
 from cellfoundry_kernels.launch import (
-    SMALL_SHARED_MEMORY,
     TYPE_NAMES,
     Launch,
     LaunchOptions,
     argument_types,
-    capability_of,
     registered_op,
 )
 
-# A product of two bin tiles beyond this side does not fit a processor's registers and shared memory.
+# The gradient of mlp2 stays in a processor's registers, which 256 x 256 bins in float32 would fill alone (256 KiB).
 BINS_LIMIT = 128
 
 
-def _module(dtype: torch.dtype) -> ModuleType:
-    return backward_exact if dtype == torch.float32 else backward
-
-
-# A constant of a traced graph, as in dispatch.
-@torch.compiler.assume_constant_result
-def fits(bins: int, rows: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernels take so many bins on this device; else the reference does."""
-    # In half precision tiles of 128 bins take 104 to 148 KiB of shared memory, in float32 88.
-    is_room = dtype == torch.float32 or capability_of(device) not in SMALL_SHARED_MEMORY
-    return is_room and forward.block_of_bins(bins, rows) <= BINS_LIMIT
+def fits(bins: int, rows: int) -> bool:
+    """Whether the kernels take so many bins; else the reference does."""
+    return forward.block_of_bins(bins, rows) <= BINS_LIMIT
 
 
 @registered_op("value_embedding")
@@ -57,16 +46,16 @@ def _forward(
     alpha: float,
     mask_token_id: float,
     pad_token_id: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Embeddings, and what backward takes up again: the softmax's log-sum and the two packed layers."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings, and what backward takes up again: the two packed layers."""
     bins = len(mlp_bias_B)
     block_b = forward.block_of_bins(bins, len(table_RD))
     affine_BK, mix_BI = forward.pack(mlp_weight_B1, mlp_bias_B, mlp2_weight_BB, mlp2_bias_B, block_b)
     token_ids = (mask_token_id, pad_token_id)
-    out_ND, lse_N = forward.forward(
+    out_ND = forward.forward(
         value_N, affine_BK, mix_BI, table_RD, position_table_PD, position_N, alpha, token_ids, bins
     )
-    return out_ND, lse_N, affine_BK, mix_BI
+    return out_ND, affine_BK, mix_BI
 
 
 @_forward.register_fake
@@ -82,101 +71,71 @@ def _(
     alpha: float,
     mask_token_id: float,
     pad_token_id: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     tokens, block_b = len(value_N), forward.block_of_bins(len(mlp_bias_B), len(table_RD))
     return (
         table_RD.new_empty(tokens, table_RD.shape[1]),
-        table_RD.new_empty(tokens, dtype=torch.float32),
         table_RD.new_empty(block_b, forward.PARTS),
         table_RD.new_empty(block_b, block_b),
     )
 
 
-@registered_op("value_embedding_backward_bins")
-def _backward_bins(
+@registered_op("value_embedding_backward")
+def _backward(
     grad_ND: Tensor,
     value_N: Tensor,
-    lse_N: Tensor,
     affine_BK: Tensor,
     mix_BI: Tensor,
     table_RD: Tensor,
-    alpha: float,
-    need_value: bool,
-) -> tuple[Tensor, Tensor]:
-    """As ``backward.backward_bins``."""
-    return _module(table_RD.dtype).backward_bins(
-        grad_ND, value_N, lse_N, affine_BK, mix_BI, table_RD, alpha, need_value
-    )
-
-
-@_backward_bins.register_fake
-def _(
-    grad_ND: Tensor,
-    value_N: Tensor,
-    lse_N: Tensor,
-    affine_BK: Tensor,
-    mix_BI: Tensor,
-    table_RD: Tensor,
-    alpha: float,
-    need_value: bool,
-) -> tuple[Tensor, Tensor]:
-    sums_BC = lse_N.new_empty(len(mix_BI), len(mix_BI) + forward.PARTS)
-    return sums_BC, lse_N.new_empty(len(value_N) if need_value else 0)
-
-
-@registered_op("value_embedding_backward_table")
-def _backward_table(
-    grad_ND: Tensor,
-    value_N: Tensor,
-    lse_N: Tensor,
-    affine_BK: Tensor,
-    mix_BI: Tensor,
     alpha: float,
     mask_token_id: float,
     pad_token_id: float,
     bins: int,
-    rows: int,
-) -> Tensor:
-    """As ``backward.backward_table``."""
+    need_value: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``backward.backward``."""
+    module = backward_exact if table_RD.dtype == torch.float32 else backward
     token_ids = (mask_token_id, pad_token_id)
-    return _module(grad_ND.dtype).backward_table(
-        grad_ND, value_N, lse_N, affine_BK, mix_BI, alpha, token_ids, bins, rows
+    return module.backward(
+        grad_ND, value_N, affine_BK, mix_BI, table_RD, alpha, token_ids, bins, need_value
     )
 
 
-@_backward_table.register_fake
+@_backward.register_fake
 def _(
     grad_ND: Tensor,
     value_N: Tensor,
-    lse_N: Tensor,
     affine_BK: Tensor,
     mix_BI: Tensor,
+    table_RD: Tensor,
     alpha: float,
     mask_token_id: float,
     pad_token_id: float,
     bins: int,
-    rows: int,
-) -> Tensor:
-    return grad_ND.new_empty(rows, grad_ND.shape[1])
+    need_value: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    block_b = len(mix_BI)
+    shapes = ((block_b, block_b + forward.PARTS), table_RD.shape, (len(value_N) if need_value else 0,))
+    sums_BC, grad_RD, grad_value_N = (grad_ND.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return sums_BC, grad_RD, grad_value_N
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     value_N, _, mlp_bias_B, _, _, table_RD, position_table_PD, position_N, *ctx.scalars = inputs
-    _, lse_N, affine_BK, mix_BI = output
+    _, affine_BK, mix_BI = output
     ctx.bins = len(mlp_bias_B)
     ctx.positions = 0 if position_table_PD is None else len(position_table_PD)
-    ctx.save_for_backward(value_N, lse_N, affine_BK, mix_BI, table_RD, position_N)
+    ctx.save_for_backward(value_N, affine_BK, mix_BI, table_RD, position_N)
 
 
 def _gradients(ctx: Any, grad_ND: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    value_N, lse_N, affine_BK, mix_BI, table_RD, position_N = ctx.saved_tensors
-    need_value, *need_weights = ctx.needs_input_grad[:5]
-    alpha, mask_token_id, pad_token_id = ctx.scalars
-    bins, dtype = ctx.bins, table_RD.dtype
-    shared = (grad_ND, value_N, lse_N, affine_BK, mix_BI)
+    value_N, affine_BK, mix_BI, table_RD, position_N = ctx.saved_tensors
+    need_value, bins, dtype = ctx.needs_input_grad[0], ctx.bins, table_RD.dtype
     grads: list[Tensor | None] = [None] * 7
-    if need_value or any(need_weights):
-        sums_BC, grad_value_N = _backward_bins(*shared, table_RD, alpha, need_value)
+    if any(ctx.needs_input_grad[:6]):
+        sums_BC, grad_RD, grad_value_N = _backward(
+            grad_ND, value_N, affine_BK, mix_BI, table_RD, *ctx.scalars, bins, need_value
+        )
         grad_mix_BI, grad_affine_BK = sums_BC[:bins].split([len(mix_BI), forward.PARTS], 1)
         grads[0] = grad_value_N.to(value_N.dtype) if need_value else None
         # The three parts of a scalar multiply the same weight.
@@ -184,8 +143,7 @@ def _gradients(ctx: Any, grad_ND: Tensor, *_: Tensor) -> tuple[Tensor | None, ..
         grads[2] = grad_affine_BK[:, 3].to(dtype, copy=True)
         grads[3] = grad_mix_BI[:, :bins].to(dtype, copy=True)
         grads[4] = grad_mix_BI[:, bins].to(dtype, copy=True)
-    if ctx.needs_input_grad[5]:
-        grads[5] = _backward_table(*shared, alpha, mask_token_id, pad_token_id, bins, len(table_RD))
+        grads[5] = grad_RD.to(dtype)
     if ctx.needs_input_grad[6]:
         grads[6] = torch.ops.aten.embedding_dense_backward(grad_ND, position_N, ctx.positions, -1, False)
     return (*grads, None, None, None, None)
@@ -213,21 +171,23 @@ def value_embedding(
 
 def published_launches() -> list[Launch]:
     """What runs at 100 bins, with mask and pad rows, and with positions."""
-    block_b, half = forward.block_of_bins(100, 102), torch.bfloat16
+    block_b, exact, half = forward.block_of_bins(100, 102), torch.float32, torch.bfloat16
     position, no_value = {"HAS_POSITION": True}, {"NEED_VALUE": False}
     found = [
         _launch(forward.pack_kernel, dtype, {"BLOCK_B": block_b}, forward.PACK_OPTIONS)
-        for dtype in (torch.float32, half)
+        for dtype in (exact, half)
     ]
-    for dtype in (torch.float32, half):
-        tiles = forward.forward_tiles(dtype, block_b) | position
-        found.append(_launch(forward.forward_kernel, dtype, tiles, forward.FORWARD_OPTIONS))
+    tiles = backward.shares_tiles(half, block_b)
+    found.append(_launch(backward.shares_kernel, half, tiles, backward.SHARES_OPTIONS))
     for capability in (80, 90):
-        tiles = backward.bins_tiles(half, block_b, capability) | no_value
-        kernel, options = backward.backward_bins_kernel, backward.BINS_OPTIONS
-        found.append(_launch(kernel, half, tiles, options, (capability,)))
-    tiles = backward.table_tiles(half, block_b)
-    found.append(_launch(backward.backward_table_kernel, half, tiles, backward.TABLE_OPTIONS))
+        alone = (capability,)
+        for dtype in (exact, half):
+            tiles = forward.forward_tiles(dtype, block_b, capability) | position
+            options = forward.forward_options(dtype, capability)
+            found.append(_launch(forward.forward_kernel, dtype, tiles, options, alone))
+        tiles = backward.backward_tiles(half, block_b, capability) | no_value
+        options = backward.backward_options(capability)
+        found.append(_launch(backward.backward_kernel, half, tiles, options, alone))
     return found
 
 
@@ -239,7 +199,7 @@ def _launch(
     capabilities: tuple[int, ...] = (80, 90),
 ) -> Launch:
     other = dict.fromkeys(("alpha", "mask_token_id", "pad_token_id", "lowest"), "fp32")
-    other |= dict.fromkeys(("value_ptr", "lse_ptr", "grad_value_ptr", "partial_ptr"), "*fp32")
+    other |= dict.fromkeys(("value_ptr", "grad_value_ptr", "partial_bins_ptr", "partial_table_ptr"), "*fp32")
     types = argument_types(kernel, dtype, tiles, other | {"position_ptr": "*i64"})
     name = f"value_embedding-{kernel.fn.__name__}-bins100-{TYPE_NAMES[dtype]}"
     return Launch(name, kernel, types, tiles, options, ("width",), capabilities)
