@@ -166,7 +166,9 @@ def _bins_role(
             column_D = first + tl.arange(0, BLOCK_D)
             is_column_1D = (column_D < width)[None, :]
             table_BD = tl.load(
-                table_ptr + bin_B[:, None] * width + column_D[None, :], mask=is_row_B1 & is_column_1D, other=0.0
+                table_ptr + bin_B[:, None] * width + column_D[None, :],
+                mask=is_row_B1 & is_column_1D,
+                other=0.0,
             )
             grad_ND = tl.load(
                 grad_out_ptr + token_N[:, None].to(tl.int64) * width + column_D[None, :],
@@ -377,7 +379,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``mix_BI`` and ``affine_BK`` side by side, of the table, and of the values (or nothing), float32."""
     tokens, (rows, width), block_b = len(value_N), table_RD.shape, len(mix_BI)
-    sums = {"dtype": torch.float32, "device": value_N.device}
+    sums: dict[str, Any] = {"dtype": torch.float32, "device": value_N.device}
     if not tokens or not width:
         empty = (torch.zeros(shape, **sums) for shape in ((block_b, block_b + PARTS), (rows, width), tokens))
         grad_BC, grad_RD, grad_value_N = empty
@@ -386,7 +388,17 @@ def backward(
     share_NB = table_RD.new_empty(tokens, block_b)
     blocks = shares_tiles(table_RD.dtype, block_b)
     shares_kernel[(triton.cdiv(tokens, blocks["BLOCK_N"]),)](
-        value_N, affine_BK, mix_BI, share_NB, alpha, *token_ids, tokens, bins, rows, **blocks, **SHARES_OPTIONS
+        value_N,
+        affine_BK,
+        mix_BI,
+        share_NB,
+        alpha,
+        *token_ids,
+        tokens,
+        bins,
+        rows,
+        **blocks,
+        **SHARES_OPTIONS,
     )
     capability = capability_of(value_N.device)
     blocks = backward_tiles(table_RD.dtype, block_b, capability)

@@ -96,9 +96,7 @@ def _backward(
     """As ``backward.backward``."""
     module = backward_exact if table_RD.dtype == torch.float32 else backward
     token_ids = (mask_token_id, pad_token_id)
-    return module.backward(
-        grad_ND, value_N, affine_BK, mix_BI, table_RD, alpha, token_ids, bins, need_value
-    )
+    return module.backward(grad_ND, value_N, affine_BK, mix_BI, table_RD, alpha, token_ids, bins, need_value)
 
 
 @_backward.register_fake
