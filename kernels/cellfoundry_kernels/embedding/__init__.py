@@ -34,14 +34,14 @@ def value_embedding(
     A value equal to ``mask_token_id`` or ``pad_token_id`` takes ``mask_1D`` or ``pad_1D`` instead of ``w @ table``
     (pad where both are equal).
 
-    The kernels are used up to 127 bins (126 with mask and pad rows), the reference beyond and, in half precision, on
-    devices with 99 KiB of shared memory (compute capability 8.6 and 8.9, say); in float32 backward is torch's. They
-    write neither ``w`` nor its gradient to memory.
+    The kernels are used up to 127 bins (126 with mask and pad rows), the reference beyond; in float32 backward is
+    torch's. Forward never writes ``w`` to memory; backward in half precision does, 256 bytes a token for the time of
+    the call (backward.py says why), but never its gradient.
 
     Forward takes 2 N B (B + D) FLOPs and writes N D elements, backward takes 2 N B (3 B + 2 D) and reads them: at
     128,000 tokens, 100 bins and width 768 in bf16 28 and 60 us of products at 790 TFLOP/s, 46 and 46 us of
-    memory at 4.3 TB/s. The kernels' own products take 38 and 99 us there, because tiles hold 128 bins and
-    backward computes the shares four times; it reads the gradient twice, and once more for a position table.
+    memory at 4.3 TB/s. The kernels do more than that, because tiles hold 128 bins; backward reads the gradient twice,
+    and once more for a position table. None of it has been timed on a GPU.
 
     Args:
         value_N: float values, (N,); float32 keeps their digits whatever the weights' dtype.
