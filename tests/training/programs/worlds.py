@@ -5,12 +5,13 @@ Processes are forked after the imports, which cost more than the steps. Rank 0 o
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,47 +84,67 @@ def losses(store: str, rank: int, ranks: int) -> Any:
 
 
 def skips(store: str, rank: int, ranks: int) -> Any:
-    """Of every ZeRO stage and precision: a step with a count of NaN on rank 1, between two that are sound."""
+    """Of every ZeRO stage and precision: a step with a broken loss on rank 1, and one with a broken gradient."""
     report = {}
     for precision in ("fp32", "bf16"):
         for stage in range(4):
-            overrides = (f"zero_stage={stage}", f"precision={precision}", "read_depth_aware=false")
-            world = World(store, rank, ranks, *overrides)
-            report[f"{precision}, stage {stage}"] = _skip_one(world, rank)
+            world = World(store, rank, ranks, f"zero_stage={stage}", f"precision={precision}")
+            report[f"{precision}, stage {stage}"] = _skip_two(world, rank)
     return report
 
 
-def _skip_one(world: World, rank: int) -> dict[str, Any]:
+def _skip_two(world: World, rank: int) -> dict[str, Any]:
+    """Steps 2 and 3 of 4 are broken, in the second micro-batch of rank 1."""
     with PrefetchedBatches(world.cells, CPU) as batches:
         steps = [[next(batches), next(batches)] for _ in range(4)]
-    first = world.take(steps[0], 1)
-    before = full_weights(world.engine)
-    broken = steps[1]
-    if rank == 1:
-        counts = broken[1].counts.clone()
-        counts[0] = math.nan
-        broken = [broken[0], replace(broken[1], counts=counts)]
-    second = world.take(broken, 2)
-    record = skipped_record(second, broken, 2)
-    after = full_weights(world.engine)
-    third = world.take(steps[2], 3)
-    changed = full_weights(world.engine)
+    outcomes = [world.take(steps[0], 1)]
+    weights = [_snapshot(world)]
+    records = []
+    for number, broken in ((2, _nan_prediction), (3, _infinite_gradient)):
+        calls = itertools.count()
+        hook = world.engine.module.to_expression.register_forward_hook(
+            lambda *inputs, broken=broken, calls=calls: (
+                broken(inputs[-1]) if rank == next(calls) == 1 else None
+            )
+        )
+        outcomes.append(world.take(steps[number - 1], number))
+        hook.remove()
+        records.append(skipped_record(outcomes[-1], steps[number - 1], number))
+        weights.append(_snapshot(world))
+    outcomes.append(world.take(steps[3], 4))
+    weights.append(_snapshot(world))
     rows: list[Any] = [None, None]
-    dist.all_gather_object(rows, broken[1].cell_ids.tolist())
+    dist.all_gather_object(rows, [[cells.cell_ids.tolist() for cells in step] for step in steps])
     return {
-        "applied": [outcome.applied for outcome in (first, second, third)],
-        "losses": [outcome.loss for outcome in (first, second, third)],
-        "norms": [outcome.gradient_norm for outcome in (first, second, third)],
-        "kept": all(torch.equal(before[name], after[name]) for name in before),
-        "moved": any(not torch.equal(after[name], changed[name]) for name in after),
-        "finite": all(bool(weight.isfinite().all()) for weight in changed.values()),
-        "record": record,
-        "broken_rows": sorted(rows[1]),
+        "applied": [outcome.applied for outcome in outcomes],
+        "losses": [outcome.loss for outcome in outcomes],
+        "norms": [outcome.gradient_norm for outcome in outcomes],
+        "changed": [_differ(*pair) for pair in itertools.pairwise(weights)],
+        "finite": all(bool(weight.isfinite().all()) for weight in weights[-1].values()),
+        "records": records,
+        "rows": rows,
     }
+
+
+def _snapshot(world: World) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in full_weights(world.engine).items()}
+
+
+def _nan_prediction(output: torch.Tensor) -> torch.Tensor:
+    return output * math.nan
+
+
+def _infinite_gradient(output: torch.Tensor) -> None:
+    output.register_hook(lambda gradient: gradient * math.inf)
+
+
+def _differ(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
+    return any(not torch.equal(before[name], after[name]) for name in before)
 
 
 def _run(work: Any, store: str, folder: Path, rank: int, ranks: int) -> None:
     torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)
     where = folder / f"{work.__name__}_{ranks}"
     dist.init_process_group("gloo", init_method=f"file://{where}.rendezvous", rank=rank, world_size=ranks)
     report = work(store, rank, ranks)
