@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from cellfoundry_data.batch import CellBatch
+from cellfoundry_data.store.cell_keys import cell_keys
+from cellfoundry_data.store.replace import replacing_store
+from cellfoundry_data.store.writer import finish_store, start_store, write_shard
+from cellfoundry_data.vocabulary import Vocabulary
+
+STORE_GENES, STORE_CELLS = 50, 200
 
 GENES = 40
 # No two sizes alike, and none in the ratio a constant would assume: a size taken from elsewhere would show.
@@ -106,6 +113,27 @@ def official_file(official_parts: dict[str, dict[str, Any]], tmp_path: Path) -> 
 def model_genes() -> list[str]:
     """The vocabulary of the small checkpoint."""
     return [f"GENE{index}" for index in range(GENES)]
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 200 cells of two kinds over 50 genes; every tenth cell has no label in the obs column ``kind``."""
+    rng = np.random.default_rng(0)
+    rates = np.where(np.arange(STORE_CELLS)[:, None] % 2 == np.arange(STORE_GENES) % 2, 40.0, 0.3)
+    dense = rng.poisson(rates)
+    cell, gene = np.nonzero(dense)
+    indptr = np.concatenate([[0], np.cumsum((dense > 0).sum(1))]).astype(np.int64)
+    rows = np.arange(STORE_CELLS, dtype=np.int64)
+    cells = CellBatch(indptr, gene.astype(np.int32), dense[cell, gene].astype(np.float32), rows)
+    vocabulary = Vocabulary(tuple(f"GENE{index}" for index in range(STORE_GENES)))
+    path = tmp_path_factory.mktemp("pretrain") / "store"
+    kinds = [("even", "odd")[row % 2] if row % 10 else None for row in range(STORE_CELLS)]
+    obs = pa.table({"source_row": rows, "kind": kinds})
+    with replacing_store(path) as folder:
+        start_store(folder, vocabulary)
+        shard = write_shard(folder, "00000", cells, cell_keys(0, rows), obs)
+        finish_store(folder, vocabulary, [shard], seed=0, qc={}, sources=[])
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -29,28 +29,8 @@ from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.files import RunFiles
 from cellfoundry_training.pretrain import PretrainResult, as_sentence, pretrain
 
-GENES, CELLS, STEPS = 50, 200, 8
+GENES, STEPS = 50, 8
 CLOCK = {"seconds", "cells_per_s", "data_wait_s"}
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 cells of two kinds over 50 genes."""
-    rng = np.random.default_rng(0)
-    rates = np.where(np.arange(CELLS)[:, None] % 2 == np.arange(GENES) % 2, 40.0, 0.3)
-    dense = rng.poisson(rates)
-    cell, gene = np.nonzero(dense)
-    indptr = np.concatenate([[0], np.cumsum((dense > 0).sum(1))]).astype(np.int64)
-    rows = np.arange(CELLS, dtype=np.int64)
-    cells = CellBatch(indptr, gene.astype(np.int32), dense[cell, gene].astype(np.float32), rows)
-    vocabulary = Vocabulary(tuple(f"GENE{index}" for index in range(GENES)))
-    path = tmp_path_factory.mktemp("pretrain") / "store"
-    obs = pa.table({"source_row": rows})
-    with replacing_store(path) as folder:
-        start_store(folder, vocabulary)
-        shard = write_shard(folder, "00000", cells, cell_keys(0, rows), obs)
-        finish_store(folder, vocabulary, [shard], seed=0, qc={}, sources=[])
-    return path
 
 
 def small_config(*overrides: str) -> PretrainConfig:
@@ -72,6 +52,7 @@ def small_config(*overrides: str) -> PretrainConfig:
         "warmup_steps=2",
         "eval_every_steps=4",
         "eval_cells=null",
+        "probe_column=kind",
         "checkpoint_every_steps=3",
         "keep_checkpoints=3",
         "validation_share=0.2",
@@ -100,6 +81,14 @@ def test_a_run_leaves_metrics_and_a_model(undisturbed: PretrainResult) -> None:
     assert 20 <= evaluations[0]["heldout_cells"] <= 60
     assert undisturbed.heldout_loss == min(line["heldout_loss"] for line in evaluations)
     assert undisturbed.gene_mean_loss < undisturbed.plain_gene_mean_loss
+    for line in evaluations:
+        bins = line["by_depth"]
+        assert sum(entry["cells"] for entry in bins) == line["heldout_cells"]
+        total = sum(entry["loss"] * entry["positions"] for entry in bins)
+        assert total / sum(entry["positions"] for entry in bins) == pytest.approx(line["heldout_loss"])
+        # The two kinds differ in every gene, and a tenth of the cells has no label.
+        assert line["probe_accuracy"] == line["probe_macro_f1"] == 1.0
+        assert 15 <= line["probe_cells"] < line["heldout_cells"]
 
     loaded = load_model(undisturbed.model_dir)
     assert len(loaded.vocab_genes) == loaded.config.n_genes == GENES

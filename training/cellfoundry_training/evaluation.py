@@ -22,6 +22,7 @@ from cellfoundry_kernels import MaskedCells
 from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.gene_means import GeneSums
 from cellfoundry_training.heldout_sums import DepthBin, GenePearson, HeldoutSums
+from cellfoundry_training.splits import first_cells
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Heldout:
     Attributes:
         loss: the model.
         gene_mean_loss: each gene's mean under the masking distribution, the best constant there is.
-        plain_gene_mean_loss: each gene's mean over all training cells, an easier opponent.
+        plain_gene_mean_loss: each gene's mean over training cells, an easier opponent.
         cells: cells evaluated.
         by_depth: the same by depth of the raw cell and whether the input was thinned.
         pearson: gene-wise correlation of prediction and target.
@@ -80,7 +81,7 @@ def turns(
     forward pass is a meeting of all ranks: where the batches run out, a rank repeats the round's first one uncounted.
     Batches are whole: the one that reaches ``max_cells`` is the last.
     """
-    for group in _groups(_until(batches, max_cells), ranks):
+    for group in _groups(first_cells(batches, max_cells), ranks):
         counts = rank < len(group)
         yield Turn(group[rank if counts else 0], counts)
 
@@ -124,15 +125,6 @@ def sum_over_ranks(sums: GeneSums, device: torch.device) -> GeneSums:
     dist.all_reduce(total)
     cells, vectors = total[0].item(), total[1:].cpu().numpy().reshape(3, -1)
     return GeneSums(cells, *vectors)
-
-
-def _until(batches: Iterable[CellBatch], max_cells: int | None) -> Iterator[CellBatch]:
-    cells = 0
-    for batch in batches:
-        yield batch
-        cells += len(batch)
-        if max_cells is not None and cells >= max_cells:
-            return
 
 
 def _groups(batches: Iterable[CellBatch], size: int) -> Iterator[list[CellBatch]]:

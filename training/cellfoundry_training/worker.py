@@ -31,7 +31,7 @@ from cellfoundry_training.logs import RunLog
 from cellfoundry_training.objective import EVALUATION_STEP, mask_batch, share_of_global_loss
 from cellfoundry_training.probe import Probe, labelled_cells, linear_probe
 from cellfoundry_training.schedule import budget_share, learning_rate
-from cellfoundry_training.splits import heldout_cells, train_cells
+from cellfoundry_training.splits import heldout_cells, mean_cells, train_cells
 from cellfoundry_training.state import RunState, restore_checkpoint, save_checkpoint
 
 
@@ -70,7 +70,7 @@ class Trainer:
         self.log = RunLog(files.metrics, config, self.state.step) if self.rank == 0 else None
         if self.state.loader:
             self.train_cells.load_state_dict(self.state.loader)
-        own_sums = gene_sums(train_cells(store, config, self.rank, self.ranks), config, len(self.genes))
+        own_sums = gene_sums(mean_cells(store, config, self.rank, self.ranks), config, len(self.genes))
         self.gene_sums = sum_over_ranks(own_sums, self.device)
 
     def run(self) -> None:
