@@ -18,6 +18,7 @@ INK = "#010203"
 # Blue, orange, green, purple of middle lightness: they stand out on white and on near-black.
 ACCENT, SECOND, THIRD, FOURTH = "#3b82f6", "#e0862b", "#22a06b", "#a36fd0"
 MOST_TICKS = 12
+LEVEL_STYLES = ("--", ":", "-.", (0, (8, 2)))
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -95,10 +96,7 @@ def line_chart(curve: dict[str, Any]) -> str:
             marker = "o" if few else None
             axes.plot([x for x, _ in line], [y for _, y in line], marker=marker, markersize=4, label=name)
         for place, (name, level) in enumerate(curve.get("levels", {}).items()):
-            colour = (SECOND, FOURTH, INK)[place % 3]
-            axes.axhline(
-                level, color=colour, linestyle=("--", ":", "-.")[place % 3], linewidth=1.3, label=name
-            )
+            axes.axhline(level, color=INK, linestyle=LEVEL_STYLES[place % 4], linewidth=1.3, label=name)
         if few:
             if min(xs) > 0 and max(xs) / min(xs) > 8:
                 axes.set_xscale("log", base=2)

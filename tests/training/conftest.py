@@ -110,7 +110,7 @@ def official_file(official_parts: dict[str, dict[str, Any]], tmp_path: Path) -> 
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of 200 cells of two kinds over 50 genes."""
+    """A store of 200 cells of two kinds over 50 genes; every tenth cell has no label in the obs column ``kind``."""
     rng = np.random.default_rng(0)
     rates = np.where(np.arange(STORE_CELLS)[:, None] % 2 == np.arange(STORE_GENES) % 2, 40.0, 0.3)
     dense = rng.poisson(rates)
@@ -120,18 +120,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cells = CellBatch(indptr, gene.astype(np.int32), dense[cell, gene].astype(np.float32), rows)
     vocabulary = Vocabulary(tuple(f"GENE{index}" for index in range(STORE_GENES)))
     path = tmp_path_factory.mktemp("pretrain") / "store"
-    obs = pa.table({"source_row": rows})
+    kinds = [("even", "odd")[row % 2] if row % 10 else None for row in range(STORE_CELLS)]
+    obs = pa.table({"source_row": rows, "kind": kinds})
     with replacing_store(path) as folder:
         start_store(folder, vocabulary)
         shard = write_shard(folder, "00000", cells, cell_keys(0, rows), obs)
         finish_store(folder, vocabulary, [shard], seed=0, qc={}, sources=[])
     return path
-
-
-@pytest.fixture(scope="session")
-def model_genes() -> list[str]:
-    """The vocabulary of the small checkpoint."""
-    return [f"GENE{index}" for index in range(GENES)]
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,7 @@ def small_config(*overrides: str) -> PretrainConfig:
         "warmup_steps=2",
         "eval_every_steps=4",
         "eval_cells=null",
+        "probe_column=kind",
         "checkpoint_every_steps=3",
         "keep_checkpoints=3",
         "validation_share=0.2",
@@ -83,6 +84,14 @@ def test_a_run_leaves_metrics_and_a_model(undisturbed: PretrainResult) -> None:
     assert 20 <= evaluations[0]["heldout_cells"] <= 60
     assert undisturbed.heldout_loss == min(line["heldout_loss"] for line in evaluations)
     assert undisturbed.gene_mean_loss < undisturbed.plain_gene_mean_loss
+    for line in evaluations:
+        bins = line["by_depth"]
+        assert sum(entry["cells"] for entry in bins) == line["heldout_cells"]
+        total = sum(entry["loss"] * entry["positions"] for entry in bins)
+        assert total / sum(entry["positions"] for entry in bins) == pytest.approx(line["heldout_loss"])
+        # The two kinds differ in every gene, and a tenth of the cells has no label.
+        assert line["probe_accuracy"] == line["probe_macro_f1"] == 1.0
+        assert 15 <= line["probe_cells"] < line["heldout_cells"]
 
     loaded = load_model(undisturbed.model_dir)
     assert len(loaded.vocab_genes) == loaded.config.n_genes == GENES

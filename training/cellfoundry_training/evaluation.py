@@ -31,7 +31,7 @@ class Heldout:
     Attributes:
         loss: the model.
         gene_mean_loss: each gene's mean under the masking distribution, the best constant there is.
-        plain_gene_mean_loss: each gene's mean over all training cells, an easier opponent.
+        plain_gene_mean_loss: each gene's mean over training cells, an easier opponent.
         cells: cells evaluated.
         by_depth: the same by depth of the raw cell and whether the input was thinned.
         pearson: gene-wise correlation of prediction and target.
@@ -71,16 +71,13 @@ class Turn:
     counts: bool
 
 
-def turns(
-    batches: Iterable[CellBatch], rank: int, ranks: int, max_cells: int | None = None
-) -> Iterator[Turn]:
+def turns(batches: Iterable[CellBatch], rank: int, ranks: int) -> Iterator[Turn]:
     """A rank's turns over ``batches``, which every rank must be given alike.
 
     Batch ``g`` is rank ``g % ranks``'s. All ranks get equally many turns, since with partitioned weights every
     forward pass is a meeting of all ranks: where the batches run out, a rank repeats the round's first one uncounted.
-    Batches are whole: the one that reaches ``max_cells`` is the last.
     """
-    for group in _groups(_until(batches, max_cells), ranks):
+    for group in _groups(batches, ranks):
         counts = rank < len(group)
         yield Turn(group[rank if counts else 0], counts)
 
@@ -124,15 +121,6 @@ def sum_over_ranks(sums: GeneSums, device: torch.device) -> GeneSums:
     dist.all_reduce(total)
     cells, vectors = total[0].item(), total[1:].cpu().numpy().reshape(3, -1)
     return GeneSums(cells, *vectors)
-
-
-def _until(batches: Iterable[CellBatch], max_cells: int | None) -> Iterator[CellBatch]:
-    cells = 0
-    for batch in batches:
-        yield batch
-        cells += len(batch)
-        if max_cells is not None and cells >= max_cells:
-            return
 
 
 def _groups(batches: Iterable[CellBatch], size: int) -> Iterator[list[CellBatch]]:

@@ -1,9 +1,9 @@
-"""Which cells a rank trains on and which are held out, and in what batches."""
+"""Which cells a rank trains on, which are held out, and on which the gene means are computed; in what batches."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from cellfoundry_training.config import PretrainConfig
 
 # Held-out cells are read so many at a time; what fits the device at once is cut from these.
 HELDOUT_READ_CELLS = 256
+MEAN_CELLS = 262_144
+"""Training cells whose mean stands for that of all: of 50 million it would take each start of a run an epoch."""
 
 
 def train_cells(store: Store, config: PretrainConfig, rank: int = 0, ranks: int = 1) -> ShardDataset:
@@ -53,7 +55,7 @@ def heldout_batches(cells: ShardDataset, config: PretrainConfig) -> Iterator[Cel
     size of the batches.
     """
     cells.set_epoch(0)
-    batches = _first(iter(cells), config.eval_cells)
+    batches = first_cells(cells, config.eval_cells)
     if config.batch_tokens is not None:
         batches = itertools.chain.from_iterable(
             _within_budget(batch, config.batch_tokens, config.cell_tokens) for batch in batches
@@ -61,17 +63,21 @@ def heldout_batches(cells: ShardDataset, config: PretrainConfig) -> Iterator[Cel
     return batches
 
 
-def _first(batches: Iterator[CellBatch], limit: int | None) -> Iterator[CellBatch]:
-    """Batches up to ``limit`` cells, the last one cut."""
+def mean_cells(store: Store, config: PretrainConfig, rank: int = 0, ranks: int = 1) -> Iterator[CellBatch]:
+    """A rank's part of the first MEAN_CELLS training cells in random order, the same cells for any number of ranks."""
+    return itertools.islice(first_cells(train_cells(store, config), MEAN_CELLS), rank, None, ranks)
+
+
+def first_cells(batches: Iterable[CellBatch], limit: int | None) -> Iterator[CellBatch]:
+    """Batches up to ``limit`` cells, the last one cut; all for None."""
     left = limit
-    while left is None or left > 0:
-        batch = next(batches, None)
-        if batch is None:
-            return
+    for batch in batches:
         if left is not None:
             batch = batch if len(batch) <= left else batch.select(np.arange(left))
             left -= len(batch)
         yield batch
+        if left == 0:
+            return
 
 
 def _within_budget(batch: CellBatch, budget: int, cell_tokens: int) -> Iterator[CellBatch]:

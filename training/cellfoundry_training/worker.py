@@ -33,7 +33,7 @@ from cellfoundry_training.peak_flops import peak_flops
 from cellfoundry_training.probe import Probe, labelled_cells, linear_probe
 from cellfoundry_training.schedule import budget_share, learning_rate
 from cellfoundry_training.skipped_steps import check_in_a_row, skipped_record
-from cellfoundry_training.splits import heldout_batches, heldout_cells, train_cells
+from cellfoundry_training.splits import heldout_batches, heldout_cells, mean_cells, train_cells
 from cellfoundry_training.state import RunState, restore_checkpoint, save_checkpoint
 from cellfoundry_training.step import GlobalStep, StepOutcome
 from cellfoundry_training.step_clock import StepClock
@@ -81,7 +81,7 @@ class Trainer:
         self.log = RunLog(files.metrics, config, self.state.step) if self.rank == 0 else None
         if self.state.loader:
             self.train_cells.load_state_dict(self.state.loader)
-        own_sums = gene_sums(train_cells(store, config, self.rank, self.ranks), config, len(self.genes))
+        own_sums = gene_sums(mean_cells(store, config, self.rank, self.ranks), config, len(self.genes))
         self.gene_sums = sum_over_ranks(own_sums, self.device)
 
     def run(self) -> None:

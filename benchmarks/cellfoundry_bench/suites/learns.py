@@ -22,18 +22,18 @@ from cellfoundry_kernels import MaskedCells
 from cellfoundry_model.checkpoint import load_model
 from cellfoundry_training import history
 from cellfoundry_training.config import PretrainConfig, load_config
-from cellfoundry_training.evaluation import turns
 from cellfoundry_training.files import RunFiles
 from cellfoundry_training.gene_means import gene_sums
 from cellfoundry_training.heldout_sums import HeldoutSums
 from cellfoundry_training.history import Record
 from cellfoundry_training.knn_imputer import Choice, KnnImputer
 from cellfoundry_training.objective import EVALUATION_STEP, mask_batch
-from cellfoundry_training.splits import heldout_cells, train_cells
+from cellfoundry_training.splits import heldout_batches, heldout_cells, mean_cells, train_cells
 
 RUN_VARIABLE = "CELLFOUNDRY_BENCH_RUN"
 STORE_VARIABLE = "CELLFOUNDRY_BENCH_STORE"
 MODEL = "model"
+BEST_MEAN, PLAIN_MEAN = "each gene's mean, best constant", "each gene's mean, plain"
 # Names of the neighbours' three votes, weak to strong.
 PLAIN, WEIGHTED, STACKED = "nearest neighbours", "nearest neighbours, weighted", "nearest neighbours, stacked"
 CURVE_POINTS = 100
@@ -99,15 +99,15 @@ def hold(files: RunFiles, config: PretrainConfig, store: Store) -> Contest:
         return mask_batch(batch, config, n_genes=len(genes), step=EVALUATION_STEP, device=device)
 
     imputer = KnnImputer(train_cells(store, config), mask, config, len(genes))
-    means = gene_sums(train_cells(store, config), config, len(genes))
+    means = gene_sums(mean_cells(store, config), config, len(genes))
     mean_G = torch.from_numpy(means.objective_mean_G).to(device)
     plain_G = torch.from_numpy(means.plain_mean_G).to(device)
     sums = {name: HeldoutSums(len(genes), device) for name in (MODEL, PLAIN, WEIGHTED, STACKED)}
-    for turn in turns(heldout_cells(store, config), 0, 1, config.eval_cells):
-        masked = mask(turn.batch)
+    for batch in heldout_batches(heldout_cells(store, config), config):
+        masked = mask(batch)
         with torch.inference_mode():
             guesses = {MODEL: model(masked)}
-        votes = imputer.votes(turn.batch, masked)
+        votes = imputer.votes(batch, masked)
         for name, vote_X in (
             (PLAIN, votes.plain_X),
             (WEIGHTED, votes.weighted_X),
@@ -116,7 +116,7 @@ def hold(files: RunFiles, config: PretrainConfig, store: Store) -> Contest:
             guesses[name] = torch.from_numpy(vote_X).to(device)
         gene_X = masked.mask_position_X
         for name, guess_X in guesses.items():
-            sums[name].add(masked, turn.batch.totals(), guess_X, mean_G[gene_X], plain_G[gene_X])
+            sums[name].add(masked, batch.totals(), guess_X, mean_G[gene_X], plain_G[gene_X])
     return Contest(sums, imputer.choice, sum(parameter.numel() for parameter in model.parameters()))
 
 
@@ -130,7 +130,7 @@ def losses(contest: Contest) -> dict[str, float]:
                 "no position of a held-out cell was chosen: raise validation_share or eval_cells"
             )
         by_name[name] = measured[0]
-        by_name["each gene's mean, best constant"], by_name["each gene's mean, plain"] = measured[1:]
+        by_name[BEST_MEAN], by_name[PLAIN_MEAN] = measured[1:]
     return by_name
 
 
@@ -159,36 +159,40 @@ def _opponent_rows(contest: Contest, facts: str) -> list[Row]:
     by_name = losses(contest)
     ours = by_name.pop(MODEL)
     return [
-        Row("held-out masked MSE", ours, "MSE", name, loss, loss / ours, bar=1.0, note=facts if first else "")
-        for first, (name, loss) in zip([True, *[False] * len(by_name)], by_name.items(), strict=False)
+        Row(
+            f"held-out masked MSE, {name}",
+            ours,
+            "MSE",
+            name,
+            loss,
+            loss / ours,
+            bar=1.0,
+            note="" if number else facts,
+        )
+        for number, (name, loss) in enumerate(by_name.items())
     ]
 
 
 def _depth_rows(contest: Contest) -> list[Row]:
     rows = []
     for ours, peer in zip(contest.sums[MODEL].by_depth(), contest.sums[STACKED].by_depth(), strict=True):
-        ratio = peer.loss / ours.loss if ours.loss and peer.loss is not None else None
-        rows.append(
-            Row(
-                f"masked MSE, cells of {ours.depth} counts{', input thinned' if ours.thinned else ''}",
-                ours.loss,
-                "MSE",
-                STACKED,
-                peer.loss,
-                ratio,
-                note=f"{ours.cells:,} cells, {ours.positions:,} positions",
-            )
-        )
+        what = f"masked MSE, cells of {ours.depth} counts{', input thinned' if ours.thinned else ''}"
+        note = f"{ours.cells:,} cells, {ours.positions:,} positions"
+        if ours.loss and peer.loss is not None:
+            rows.append(Row(what, ours.loss, "MSE", STACKED, peer.loss, peer.loss / ours.loss, note=note))
     return rows
 
 
 def _correlation_rows(contest: Contest) -> list[Row]:
-    ours, peer = contest.sums[MODEL].pearson(), contest.sums[STACKED].pearson()
-    note = f"over the cells in which a gene was chosen; {ours.genes:,} genes of ours, {peer.genes:,} of the peer's"
-    return [
-        Row(f"Pearson correlation of a gene, {which}", value, "r", STACKED, other, note=note)
-        for which, value, other in (("median", ours.median, peer.median), ("mean", ours.mean, peer.mean))
-    ]
+    """Of the model and of the strongest neighbours, a row each: a quotient of correlations would say little."""
+    rows = []
+    for name in (MODEL, STACKED):
+        pearson = contest.sums[name].pearson()
+        note = f"over the cells in which a gene was chosen, median of {pearson.genes:,} genes"
+        if pearson.median is None:
+            note = "no gene was chosen in enough held-out cells"
+        rows.append(Row(f"Pearson correlation of a gene, {name}", pearson.median, "r", note=note))
+    return rows
 
 
 def _probe_rows(best: Record) -> list[Row]:
@@ -218,7 +222,7 @@ def _curve(contest: Contest, records: list[Record]) -> Curve:
         for record in history.evaluations(records)
         if record["heldout_loss"] is not None
     ]
-    del by_name[MODEL]
+    del by_name[MODEL], by_name[PLAIN_MEAN]
     return Curve(
         "Learning curve and what predicts without learning a network",
         "cells seen, repeats counted",
