@@ -1,4 +1,12 @@
-"""Every kernel compiles for A100 and H100 at the tile sizes that run, without a GPU and without register spills."""
+"""Every kernel compiles for A100 and H100 at the tile sizes that run, without a GPU and without register spills.
+
+Another triton than the installed one is tested from a folder of its own, which goes first on the path::
+
+    pip install --no-deps --target /tmp/triton-3.9 triton==3.9.0
+    PYTHONPATH=/tmp/triton-3.9 TRITON_DEFAULT_FP_FUSION=1 pytest tests/kernels/test_triton_compile.py
+
+(3.9 warns, and warnings are errors here, where the variable does not say whether a * b + c may be fused.)
+"""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def value_embedding(
 def published_launches() -> list[Launch]:
     """What runs at 100 bins, with mask and pad rows, and with positions."""
     block_b, exact, half = forward.block_of_bins(100, 102), torch.float32, torch.bfloat16
-    position, no_value = {"HAS_POSITION": True}, {"NEED_VALUE": False}
+    position = {"HAS_POSITION": True}
     found = [
         _launch(forward.pack_kernel, dtype, {"BLOCK_B": block_b}, forward.PACK_OPTIONS)
         for dtype in (exact, half)
@@ -183,9 +183,10 @@ def published_launches() -> list[Launch]:
             tiles = forward.forward_tiles(dtype, block_b, capability) | position
             options = forward.forward_options(dtype, capability)
             found.append(_launch(forward.forward_kernel, dtype, tiles, options, alone))
-        tiles = backward.backward_tiles(half, block_b, capability) | no_value
         options = backward.backward_options(capability)
-        found.append(_launch(backward.backward_kernel, half, tiles, options, alone))
+        for need_value in (False, True):
+            tiles = backward.backward_tiles(half, block_b, capability, need_value)
+            found.append(_launch(backward.backward_kernel, half, tiles, options, alone))
     return found
 
 
@@ -199,5 +200,6 @@ def _launch(
     other = dict.fromkeys(("alpha", "mask_token_id", "pad_token_id", "lowest"), "fp32")
     other |= dict.fromkeys(("value_ptr", "grad_value_ptr", "partial_bins_ptr", "partial_table_ptr"), "*fp32")
     types = argument_types(kernel, dtype, tiles, other | {"position_ptr": "*i64"})
-    name = f"value_embedding-{kernel.fn.__name__}-bins100-{TYPE_NAMES[dtype]}"
+    values = "-values" if tiles.get("NEED_VALUE") else ""
+    name = f"value_embedding-{kernel.fn.__name__}-bins100{values}-{TYPE_NAMES[dtype]}"
     return Launch(name, kernel, types, tiles, options, ("width",), capabilities)

@@ -59,7 +59,9 @@ def _decide(
     is_chosen_G = is_position_G & (word_G < tl.where(is_expressed_G, value_chosen, zero_chosen))
     is_masked_G = is_chosen_G & (word_G < tl.where(is_expressed_G, value_masked, zero_masked))
     is_random_G = is_chosen_G & (word_G < tl.where(is_expressed_G, value_random, zero_random)) & ~is_masked_G
-    is_token_G = (is_expressed_G | (is_random_G & (expressed > 0))) & ~is_masked_G
+    # A comparison of tensors: the interpreter of triton 3.9 takes no mask that a scalar one is part of.
+    has_values_G = expressed > tl.zeros_like(position_G)
+    is_token_G = (is_expressed_G | (is_random_G & has_values_G)) & ~is_masked_G
     return entry_G, value_G, is_chosen_G, is_masked_G, is_random_G, is_token_G
 
 
@@ -172,7 +174,7 @@ def write_kernel(
     )
     draw_G = word_of_each(seed, step, _DRAW, cell_id, block * BLOCK_G, BLOCK_G)
     drawn_ptr = expressed_value_ptr + first + ((draw_G * expressed) >> 32)
-    drawn_G = tl.load(drawn_ptr, mask=is_random_G & (expressed > 0), other=0.0)
+    drawn_G = tl.load(drawn_ptr, mask=is_random_G & (expressed > tl.zeros_like(position_G)), other=0.0)
     kept_G = tl.where(is_random_G, drawn_G, tl.where(value_G != -1.0, value_G, 0.0))
     shown_G = tl.where(is_masked_G, mask_token_id, kept_G)
     target_G = tl.load(target_ptr + first + entry_G, mask=is_chosen_G & (entry_G >= 0), other=0.0)
@@ -191,6 +193,6 @@ def write_kernel(
     tl.store(token_value_ptr + slot_G, kept_G, mask=is_token_G)
     tl.store(token_position_ptr + slot_G, position_G.to(tl.int64), mask=is_token_G)
     depth_2 = tl.arange(0, 2)
-    is_depth_2 = (depth_2 >= 0) & is_last
+    is_depth_2 = depth_2 >= tl.where(is_last, 0, 2)
     tl.store(token_value_ptr + end + depth_2, tl.load(depth_ptr + 2 * cell + depth_2), mask=is_depth_2)
     tl.store(token_position_ptr + end + depth_2, (n_genes + depth_2).to(tl.int64), mask=is_depth_2)

@@ -215,14 +215,17 @@ def published_launches() -> list[Launch]:
         for (capability, kernel), entries in HALF.items()
         for head_dim, sizes in entries.items()
     ]
-    found += [launch_of(kernel, torch.bfloat16, 64, SHORT) for kernel in KERNELS]
+    found += [
+        launch_of(kernel, torch.bfloat16, head_dim, SHORT) for kernel in KERNELS for head_dim in (32, 64)
+    ]
     found += [
         launch_of(kernel, torch.float32, head_dim, sizes)
         for kernel in KERNELS
-        for head_dim, sizes in SINGLE.items()
-        if head_dim >= 64
+        for head_dim, sizes in (SINGLE | {16: SINGLE[32]}).items()
     ]
-    values = delta_constants(64)
-    types = argument_types(delta_kernel, torch.bfloat16, values, OTHER_TYPES)
-    found.append(Launch("varlen_attention-delta-d64-bf16", delta_kernel, types, values, DELTA_OPTIONS))
+    for head_dim in (32, 64, 128):
+        values = delta_constants(head_dim)
+        types = argument_types(delta_kernel, torch.bfloat16, values, OTHER_TYPES)
+        name = f"varlen_attention-delta-d{head_dim}-bf16"
+        found.append(Launch(name, delta_kernel, types, values, DELTA_OPTIONS))
     return [*found, published_schedule(128)]

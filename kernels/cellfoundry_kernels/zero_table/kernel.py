@@ -14,6 +14,8 @@ Shape legend: N tokens over all cells, C cells, P positions, D width; kernel til
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -180,16 +182,18 @@ scatter_into_zero_table.register_autograd(_backward, setup_context=_save)
 
 
 def published_launches() -> list[Launch]:
-    """What runs at 512 columns."""
-    found = []
-    for dtype in (torch.float32, torch.bfloat16):
-        for kernel, more in (
-            (forward_kernel, {"CELLS": CELLS_A_PROGRAM}),
-            (table_gradient_kernel, {"column_stride": 1}),
-        ):
-            constants = tiles(512) | more
-            types = argument_types(kernel, dtype, constants, {"token_ptr": "*i32"})
-            name = f"scatter_into_zero_table-{kernel.fn.__name__}-d512-{TYPE_NAMES[dtype]}"
-            aligned = ("width", "cell_stride", "position_stride")
-            found.append(Launch(name, kernel, types, constants, OPTIONS, aligned))
-    return found
+    """What runs at the widths of the presets' decoders."""
+    kernels = ((forward_kernel, {"CELLS": CELLS_A_PROGRAM}), (table_gradient_kernel, {"column_stride": 1}))
+    return [
+        _launch(kernel, width, dtype, more)
+        for width in (64, 128, 512)
+        for dtype in (torch.float32, torch.bfloat16)
+        for kernel, more in kernels
+    ]
+
+
+def _launch(kernel: Any, width: int, dtype: torch.dtype, more: dict[str, int]) -> Launch:
+    constants = tiles(width) | more
+    types = argument_types(kernel, dtype, constants, {"token_ptr": "*i32"})
+    name = f"scatter_into_zero_table-{kernel.fn.__name__}-d{width}-{TYPE_NAMES[dtype]}"
+    return Launch(name, kernel, types, constants, OPTIONS, ("width", "cell_stride", "position_stride"))
