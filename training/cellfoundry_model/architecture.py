@@ -152,7 +152,8 @@ def cell_of_token(cu_seqlens: Tensor, tokens: int) -> Tensor:
 
 def _pad_by_cell(position_X: Tensor, cell_index_X: Tensor, cells: int) -> tuple[Tensor, Tensor]:
     """Positions, ordered by cell, as one row a cell (C, Q), and which entries are theirs (the rest is 0)."""
-    asked_C = torch.bincount(cell_index_X, minlength=cells)
+    # Not bincount, whose length torch.compile takes for unknown.
+    asked_C = cell_index_X.new_zeros(cells).index_add_(0, cell_index_X, torch.ones_like(cell_index_X))
     longest = int(asked_C.max()) if cells else 0
     is_asked_CQ = torch.arange(longest, device=position_X.device) < asked_C[:, None]
     padded_CQ = torch.zeros_like(is_asked_CQ, dtype=position_X.dtype)

@@ -125,7 +125,7 @@ def _mask_cells(
 
 @_mask_cells.register_fake
 def _(indptr, gene_ids, counts, cell_ids, *settings):  # type: ignore[no-untyped-def]
-    return results_of_unknown_size(counts, len(cell_ids))
+    return results_of_unknown_size(counts, cell_ids.shape[0])
 
 
 def _check_entries(bounds_C1: Array, gene_Z: Array, n_genes: int) -> None:

@@ -41,7 +41,7 @@ def _forward(x_ND: Tensor, cu_seqlens: Tensor, pool_all: bool) -> Tensor:
 
 @_forward.register_fake
 def _new_pooled(x_ND: Tensor, cu_seqlens: Tensor, pool_all: bool) -> Tensor:
-    return x_ND.new_empty(len(cu_seqlens) - 1, x_ND.shape[1] * (4 if pool_all else 1))
+    return x_ND.new_empty(cu_seqlens.shape[0] - 1, x_ND.shape[1] * (4 if pool_all else 1))
 
 
 @torch.library.custom_op("cellfoundry::pool_cells_reference_backward", mutates_args=())
