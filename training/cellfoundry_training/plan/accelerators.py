@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cellfoundry_training.errors import TrainingError
+from cellfoundry_training.peak_flops import DATASHEET
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,17 @@ class Accelerator:
     memory_bytes: float
 
 
-# NVIDIA's datasheets (SXM forms; dense, so half of figures given "with sparsity"): A100 (2021), H100 (2023),
-# H200 (2024), L40S (2023), B200 (2025, in HGX).
+SPEEDS = {name: (bf16_flops, fp32_flops) for name, bf16_flops, fp32_flops in DATASHEET}
+# Memory is that of the same data sheets; B200 as in HGX.
 ACCELERATORS = {
     chip.name: chip
     for chip in (
-        Accelerator("a100-40", 312e12, 19.5e12, 40e9),
-        Accelerator("a100", 312e12, 19.5e12, 80e9),
-        Accelerator("l40s", 362e12, 91.6e12, 48e9),
-        Accelerator("h100", 989e12, 67e12, 80e9),
-        Accelerator("h200", 989e12, 67e12, 141e9),
-        Accelerator("b200", 2250e12, 75e12, 180e9),
+        Accelerator("a100-40", *SPEEDS["A100"], 40e9),
+        Accelerator("a100", *SPEEDS["A100"], 80e9),
+        Accelerator("l40s", *SPEEDS["L40S"], 48e9),
+        Accelerator("h100", *SPEEDS["H100"], 80e9),
+        Accelerator("h200", *SPEEDS["H200"], 141e9),
+        Accelerator("b200", *SPEEDS["B200"], 180e9),
     )
 }
 
