@@ -130,6 +130,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def model_genes() -> list[str]:
+    """The vocabulary of the small checkpoint."""
+    return [f"GENE{index}" for index in range(GENES)]
+
+
+@pytest.fixture(scope="session")
 def random_cells() -> Callable[..., CellBatch]:
     """Make a batch of integer counts: ``random_cells(cells, genes=..., density=..., seed=...)``."""
 
