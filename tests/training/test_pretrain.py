@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import pyarrow as pa
 import pytest
 import torch
 
+from cellfoundry.report import training_report
+from cellfoundry_bench.suites import learns
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.errors import DataError
 from cellfoundry_data.store.cell_keys import cell_keys
@@ -98,6 +101,34 @@ def test_a_run_leaves_metrics_and_a_model(undisturbed: PretrainResult) -> None:
     assert loaded.info["heldout_loss"] == undisturbed.heldout_loss
     assert loaded.info["config_hash"] == small_config().hash()
     assert load_config(undisturbed.history.with_name("config.yaml")) == small_config()
+
+
+def test_the_report_of_a_run_shows_its_evaluations(undisturbed: PretrainResult, tmp_path: Path) -> None:
+    page = training_report.write(undisturbed.history.parent, tmp_path / "report.html").read_text()
+    assert f"{undisturbed.heldout_loss:.4f}" in page
+    assert page.count("<svg") == 3
+    # Namespaces of the drawings are names; nothing is fetched.
+    assert not re.search(r"""(?:\bsrc|\bhref)=["']?https?:""", page)
+
+
+def test_a_report_of_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"has no config\.yaml"):
+        training_report.write(tmp_path, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_suite_learns_judges_the_model_on_the_run_s_own_held_out_positions(
+    undisturbed: PretrainResult, store: Path
+) -> None:
+    result = learns.judge(undisturbed.history.parent, store)
+    rows = {row.what: row for row in result.rows}
+    best = rows["held-out masked MSE, each gene's mean, best constant"]
+    assert best.value == pytest.approx(undisturbed.heldout_loss, rel=1e-5)
+    assert best.peer_value == pytest.approx(undisturbed.gene_mean_loss, rel=1e-5)
+    neighbours = rows["held-out masked MSE, nearest neighbours, stacked"]
+    # Two kinds that differ in every gene: neighbours know them, eight steps of training do not.
+    assert neighbours.peer_value < best.peer_value
+    assert neighbours.ratio == pytest.approx(neighbours.peer_value / neighbours.value)
 
 
 def test_resume_repeats_the_undisturbed_run_bit_for_bit(

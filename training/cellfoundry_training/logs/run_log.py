@@ -62,7 +62,9 @@ def scalars(record: Record) -> dict[str, float]:
     """Numbers of a record by name: ``train/loss``, ``heldout/pearson_mean``, ``heldout/by_depth/1k-2k/loss``."""
     values = _numbers(record, _group(record))
     for entry in record.get("by_depth", []):
-        place = f"{HELDOUT}/by_depth/{entry['depth']}{' thinned' if entry['thinned'] else ''}"
+        # TensorBoard takes no spaces in names.
+        depth = f"{entry['depth']}{' thinned' if entry['thinned'] else ''}".replace(" ", "_")
+        place = f"{HELDOUT}/by_depth/{depth}"
         values |= _numbers({key: entry[key] for key in ("loss", "gene_mean_loss")}, place)
     return values
 

@@ -18,7 +18,11 @@ class TensorBoardSink:
 
         # TensorBoard drops events of this step and later that an earlier attempt wrote.
         self._writer = SummaryWriter(
-            str(info.folder / "tensorboard"), purge_step=info.resumed_step + 1, flush_secs=FLUSH_S
+            str(info.folder / "tensorboard"),
+            purge_step=info.resumed_step + 1,
+            flush_secs=FLUSH_S,
+            # Files are named by the second: attempts that follow each other at once must not share one.
+            filename_suffix=f".{info.resumed_step}",
         )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
