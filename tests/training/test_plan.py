@@ -56,6 +56,13 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:
     assert not planned(batch_cells=largest + 1).fits
 
 
+@pytest.mark.parametrize("preset", ["tiny", "3m", "10m", "100m", "300m"])
+def test_presets_fit_80_gb(preset: str) -> None:
+    config, lengths = load_config(preset), lognormal_lengths(1300, 0.5, 19_264)
+    plan = plan_run(config, lengths, 19_264, cells=1e6, gpus=8, chip=accelerator("h100"), mfu=0.4)
+    assert plan.fits
+
+
 def test_time_is_flops_over_what_the_devices_reach() -> None:
     plan = planned()
     assert plan.seconds == pytest.approx(plan.flops / (8 * ACCELERATORS["h100"].bf16_flops * 0.4))
@@ -103,8 +110,9 @@ def plan_command(*arguments: str) -> str:
 
 
 def test_the_command_says_what_fits_and_what_it_assumed() -> None:
+    assert "does NOT fit" in plan_command("--set", "batch_tokens=1000000")
     text = plan_command("--price", "3")
-    assert "does NOT fit" in text
+    assert "a device, fits (at most" in text
     assert "119.3 M parameters" in text
     assert "at 3 a device-hour" in text
     assert "MFU 40% (yours: bench run train)" in text
