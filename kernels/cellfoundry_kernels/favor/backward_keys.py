@@ -19,10 +19,12 @@ from cellfoundry_kernels.favor.blocks import (
     add_products,
     as_operand,
     block_features,
+    exact_products,
     half_norm,
     load_block_columns,
     load_blocks,
     load_column,
+    load_rests,
     load_rows,
     power_of_two,
     store_rows,
@@ -39,6 +41,7 @@ def backward_keys_kernel(
     grad_k_ptr,
     grad_v_ptr,
     projection_ptr,
+    rest_ptr,
     table_ptr,
     offset_ptr,
     log_mass_ptr,
@@ -70,6 +73,7 @@ def backward_keys_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    DISABLE_LICM: tl.constexpr,
 ) -> None:
     """DK and dV of one split of one head's keys; the strides ``grad`` are those of both."""
     group = (tl.program_id(0) // cell_splits).to(tl.int64)
@@ -84,21 +88,28 @@ def backward_keys_kernel(
     log_mass_ptr += group * FEATURES
     offset_ptr += group * FEATURES
     projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    rest = load_rests(
+        rest_ptr, projection, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K, PRECISION
+    )
     table = load_blocks(table_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     columns_ptr += group * 2 * CHANNELS
     grad_columns_ptr += group * 2 * CHANNELS
-    shift = tl.load(scalars_ptr + group * 3 + 1) + tl.load(scalars_ptr + group * 3 + 2)
+    scalars_ptr += group * 4
+    # Shares are raised to fill float16's range: where epsilon has most of the mass, all are small.
+    log_gain = LOG2_GAIN - tl.load(scalars_ptr + 3)
+    gain = tl.math.exp2(-log_gain)
+    shift = tl.load(scalars_ptr + 1) + tl.load(scalars_ptr + 2) - log_gain
     largest = power_of_two(tl.load(largest_ptr + group))
     offset = load_block_columns(
         offset_ptr, 1.0 / largest, projection[0], FEATURES, FULL, BLOCK_M, TAIL_M, PRECISION
     )
 
-    for start in tl.range(first, last, BLOCK_N, disable_licm=True):
+    for start in tl.range(first, last, BLOCK_N, disable_licm=DISABLE_LICM):
         row_N = tl.minimum(tl.arange(0, BLOCK_N), last - 1 - start)
         is_key_N = start + tl.arange(0, BLOCK_N) < last
         k_NK = load_rows(k_ptr, start, row_N, k_row, BLOCK_K, CHANNELS)
         v_NK = load_rows(v_ptr, start, row_N, v_row, BLOCK_K, CHANNELS)
-        shift_N = half_norm(k_NK, half) + shift - LOG2_GAIN
+        shift_N = half_norm(k_NK, half) + shift
         if weight_ptr is not None:
             weight_N = tl.load(weight_ptr + cell * positions + start + row_N)
             shift_N -= tl.math.log2(tl.maximum(weight_N, 1e-30))
@@ -117,8 +128,8 @@ def backward_keys_kernel(
         for block in tl.static_range(FULL + 1):
             feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
             log_mass_M = tl.load(log_mass_ptr + feature_M, mask=feature_M < FEATURES, other=float("inf"))
-            logits_NM = tl.dot(k_NK, tl.trans(projection[block]), input_precision=PRECISION)
-            # No more than 1 before the gain: a key's weighted exponential is part of the feature's mass.
+            logits_NM = exact_products(k_NK, projection[block], rest[block], PRECISION)
+            # No more than 2^12: a key's weighted exponential is part of the keys' mass of the feature.
             share_NM = tl.math.exp2(logits_NM * scale - log_mass_M[None, :] - shift_N[:, None])
             share_NM = share_NM.to(k_NK.dtype)
             grad_v_NK = tl.dot(share_NM, table[block], grad_v_NK, input_precision=PRECISION)
@@ -133,7 +144,6 @@ def backward_keys_kernel(
         )
         scale_K = load_column(grad_columns_ptr, BLOCK_K, CHANNELS)
         epsilon_K = load_column(grad_columns_ptr + CHANNELS, BLOCK_K, CHANNELS)
-        gain = tl.math.exp2(-LOG2_GAIN)
         if weight_ptr is not None:
             grad_v_NK = grad_v_NK * scale_K[None, :] * gain + weight_N[:, None] * epsilon_K[None, :]
         else:

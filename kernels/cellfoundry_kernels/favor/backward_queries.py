@@ -23,14 +23,17 @@ from cellfoundry_kernels.favor.blocks import (
     as_operand,
     as_summand,
     block_features,
+    exact_products,
     load_blocks,
     load_column,
+    load_rests,
     load_rows,
     power_of_two,
     store_rows,
     sums_as_column,
     zero_block_sums,
     zero_blocks,
+    zero_sums,
 )
 
 # Shares times 2^12 stay below 16,384 with the room that rows are divided by: float16 keeps shares down to 1.5e-8
@@ -47,6 +50,7 @@ def backward_queries_kernel(
     rows_ptr,
     delta_ptr,
     projection_ptr,
+    rest_ptr,
     context_ptr,
     log_mass_ptr,
     columns_ptr,
@@ -74,6 +78,7 @@ def backward_queries_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    DISABLE_LICM: tl.constexpr,
 ) -> None:
     """DQ and ``d`` of one split of one head's queries."""
     group = (tl.program_id(0) // cell_splits).to(tl.int64)
@@ -85,34 +90,47 @@ def backward_queries_kernel(
     grad_q_ptr += cell * grad_q_cell + head * grad_q_head
     context_ptr += group * FEATURES * CHANNELS
     log_mass_ptr += group * FEATURES
-    rows_ptr += group * positions * 2
+    rows_ptr += group * positions * 3
     delta_ptr += group * positions
     projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    rest = load_rests(
+        rest_ptr, projection, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K, PRECISION
+    )
     context = load_blocks(context_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     columns_ptr += group * 2 * CHANNELS
-    epsilon_share = tl.load(scalars_ptr + group * 3)
+    epsilon_share = tl.load(scalars_ptr + group * 4)
 
-    for start in tl.range(first, last, BLOCK_N, disable_licm=True):
+    for start in tl.range(first, last, BLOCK_N, disable_licm=DISABLE_LICM):
         row_N = tl.minimum(tl.arange(0, BLOCK_N), last - 1 - start)
         is_query_N = start + tl.arange(0, BLOCK_N) < last
         q_NK = load_rows(q_ptr, start, row_N, q_row, BLOCK_K, CHANNELS)
         q_NK = as_operand(q_NK, projection[0])
-        rows = rows_ptr + 2 * (start + tl.arange(0, BLOCK_N))
-        shift_N = tl.load(rows, mask=is_query_N, other=float("inf")) - LOG2_GAIN
-        shares = ()
+        rows = rows_ptr + 3 * (start + row_N)
+        # Relative to the query's largest product, shares fill float16's range, however small they are.
+        top_N = tl.load(rows + 2)
+        shift_N = top_N - LOG2_GAIN
+        shares, total = (), zero_sums(BLOCK_N, PRECISION)
         out_NK = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         for block in tl.static_range(FULL + 1):
             feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
             log_mass_M = tl.load(log_mass_ptr + feature_M, mask=feature_M < FEATURES, other=float("-inf"))
-            logits_NM = tl.dot(q_NK, tl.trans(projection[block]), input_precision=PRECISION)
+            logits_NM = exact_products(q_NK, projection[block], rest[block], PRECISION)
             share_NM = tl.math.exp2(logits_NM * scale + log_mass_M[None, :] - shift_N[:, None]).to(q_NK.dtype)
             out_NK = tl.dot(share_NM, context[block], out_NK, input_precision=PRECISION)
+            ones = as_columns(tl.full([share_NM.shape[1]], 1.0, tl.float32), q_NK, PRECISION)
+            total = add_products(total, share_NM, ones, PRECISION)
             shares += (share_NM,)
+
+        # Shares add up to 1 with epsilon's as they were rounded: where one is nearly 1, what is left of it counts.
+        inverse_N = tl.load(rows + 1)
+        factor_N = tl.math.exp2(top_N - tl.load(rows) - LOG2_GAIN) / inverse_N
+        inverse_N = 1.0 / (factor_N * sums_as_column(total, PRECISION) + epsilon_share)
+        factor_N *= inverse_N
 
         scale_K = load_column(columns_ptr + CHANNELS, BLOCK_K, CHANNELS)
         grad_NK = load_rows(grad_out_ptr, start, row_N, grad_row, BLOCK_K, CHANNELS).to(tl.float32)
         grad_NK *= scale_K[None, :]
-        delta_N = tl.sum(grad_NK * out_NK, 1) * tl.math.exp2(-LOG2_GAIN)
+        delta_N = tl.sum(grad_NK * out_NK, 1) * factor_N
         tl.store(delta_ptr + start + tl.arange(0, BLOCK_N), delta_N, mask=is_query_N)
         size_N = power_of_two(tl.max(tl.abs(grad_NK), 1)) * ROOM
         grad_NK = (grad_NK * (1.0 / size_N)[:, None]).to(q_NK.dtype)
@@ -123,9 +141,8 @@ def backward_queries_kernel(
             grad_logits_NM = shares[block] * grad_share_NM.to(q_NK.dtype)
             grad_q_NK = tl.dot(grad_logits_NM, projection[block], grad_q_NK, input_precision=PRECISION)
         # The logits' gradients of a query sum to d times epsilon's share.
-        inverse_N = tl.load(rows + 1, mask=is_query_N, other=0.0)
         slope_N = delta_N * epsilon_share * inverse_N
-        size_N *= tl.math.exp2(-LOG2_GAIN)
+        size_N *= factor_N
         # Read again: holding the queries until here costs registers, and they are in the cache.
         q_NK = load_rows(q_ptr, start, row_N, q_row, BLOCK_K, CHANNELS).to(tl.float32)
         grad_q_NK = root * (grad_q_NK * size_N[:, None] - root * slope_N[:, None] * q_NK)
@@ -160,6 +177,7 @@ def gradient_sums_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    DISABLE_LICM: tl.constexpr,
 ) -> None:
     """Sums of ``g`` and ``d`` over one split of one head's queries, by feature.
 
@@ -172,7 +190,7 @@ def gradient_sums_kernel(
     last = tl.minimum(first + split_positions, positions)
     q_ptr += cell * q_cell + head * q_head
     grad_out_ptr += cell * grad_cell + head * grad_head
-    rows_ptr += group * positions * 2
+    rows_ptr += group * positions * 3
     delta_ptr += group * positions
     projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     tail_MK = projection[FULL]
@@ -182,12 +200,12 @@ def gradient_sums_kernel(
     slope_NM = tl.zeros([BLOCK_N, TAIL_M], tl.float32)
     feature_M = FULL * BLOCK_M + tl.arange(0, TAIL_M)
     is_constant_M = feature_M == FEATURES
-    for start in tl.range(first, last, BLOCK_N, disable_licm=True):
+    for start in tl.range(first, last, BLOCK_N, disable_licm=DISABLE_LICM):
         row_N = tl.minimum(tl.arange(0, BLOCK_N), last - 1 - start)
         is_query_N = start + tl.arange(0, BLOCK_N) < last
         q_NK = as_operand(load_rows(q_ptr, start, row_N, q_row, BLOCK_K, CHANNELS), projection[0])
         grad_NK = load_rows(grad_out_ptr, start, row_N, grad_row, BLOCK_K, CHANNELS)
-        rows = rows_ptr + 2 * (start + tl.arange(0, BLOCK_N))
+        rows = rows_ptr + 3 * (start + tl.arange(0, BLOCK_N))
         log_total_N = tl.load(rows, mask=is_query_N, other=float("inf"))
         inverse_N = tl.load(rows + 1, mask=is_query_N, other=0.0)
         delta_N = tl.load(delta_ptr + start + tl.arange(0, BLOCK_N), mask=is_query_N, other=0.0)
@@ -267,7 +285,7 @@ def gradient_context_kernel(
     grad_MD = tl.where(is_value_MD, sum_MD + epsilon * value_D[None, :], 0.0)
     table_MD = grad_MD * mass_M[:, None]
     scale_D = power_of_two(tl.max(tl.abs(table_MD), 0))
-    largest_mass = tl.math.exp2(tl.load(scalars_ptr + group * 3 + 1))
+    largest_mass = tl.math.exp2(tl.load(scalars_ptr + group * 4 + 1))
     epsilon_D = epsilon * tl.sum(grad_MD, 0) / largest_mass
     table_MD = table_MD / scale_D[None, :]
     table_ptr += group * FEATURES * CHANNELS

@@ -166,6 +166,27 @@ def as_operand(rows_NK, like):
 
 
 @triton.jit
+def load_rests(
+    ptr, blocks, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What rounding to float16 left of a matrix, as ``load_blocks``; float32 is not rounded and has no use of it."""
+    tiles = blocks
+    if PRECISION != "ieee":
+        tiles = load_blocks(ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    return tiles
+
+
+@triton.jit
+def exact_products(rows_NK, tile_MK, rest_MK, PRECISION: tl.constexpr):
+    """Products (N, M) of rows with features, rounded ones plus their rests: 22 bits of a feature in float16."""
+    logits_NM = tl.dot(rows_NK, tl.trans(tile_MK), input_precision=PRECISION)
+    if PRECISION != "ieee":
+        logits_NM = tl.dot(rows_NK, tl.trans(rest_MK), logits_NM)
+    return logits_NM
+
+
+@triton.jit
 def as_summand(rows_NK):
     """Rows whose weighted sum is wanted, as an operand: bf16 stays, for its range, all else is float32."""
     if rows_NK.dtype != tl.bfloat16:

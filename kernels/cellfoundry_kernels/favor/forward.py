@@ -84,6 +84,7 @@ def key_sums_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    DISABLE_LICM: tl.constexpr,
 ) -> None:
     """Sums of one split of one head's keys, ``sum w E V`` and ``sum w E`` by feature, and the largest product."""
     program = tl.program_id(0).to(tl.int64)
@@ -106,7 +107,7 @@ def key_sums_kernel(
     top_NM = tl.full([BLOCK_N, TAIL_M], float("-inf"), tl.float32)
     shift = _exponent_shift(projection, FULL)
 
-    for start in tl.range(first, last, BLOCK_N, disable_licm=True):
+    for start in tl.range(first, last, BLOCK_N, disable_licm=DISABLE_LICM):
         # Past the end the last key is read again, with a weight of zero: no maximum sees it.
         row_N = tl.minimum(tl.arange(0, BLOCK_N), last - 1 - start)
         is_key_N = start + tl.arange(0, BLOCK_N) < last
@@ -177,7 +178,8 @@ def context_kernel(
     """A head's splits become its context, some columns a program, in the order of the splits.
 
     ``context`` is C over a power of two a column; ``log_mass`` is log2 B, less its maximum; ``columns`` are the
-    mean ``o`` and those powers; ``scalars`` are epsilon's share, the maximum of log2 B, and the stabiliser.
+    mean ``o`` and those powers; ``scalars`` are epsilon's share, the maximum of log2 B, the stabiliser, and the
+    log2 of the largest share of any feature's mass that keys have, not epsilon: no key's share is more.
     """
     group = tl.program_id(0).to(tl.int64)
     feature_M = tl.arange(0, BLOCK_M)
@@ -194,25 +196,27 @@ def context_kernel(
         stabilizer = tl.maximum(stabilizer, tl.max(top, 0))
 
     sum_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    mass_M = tl.zeros([BLOCK_M], tl.float32)
+    sum_mass_M = tl.zeros([BLOCK_M], tl.float32)
     value_D = tl.zeros([BLOCK_D], tl.float32)
     weight = tl.zeros([], tl.float32)
     for split in range(cell_splits):
         program = group * cell_splits + split
         offset_MD = feature_M[:, None] * CHANNELS + column_D[None, :]
         sum_MD += tl.load(sums_ptr + program * PADDED_M * CHANNELS + offset_MD, mask=is_value_MD, other=0.0)
-        mass_M += tl.load(masses_ptr + program * PADDED_M + feature_M, mask=is_feature_M, other=0.0)
+        sum_mass_M += tl.load(masses_ptr + program * PADDED_M + feature_M, mask=is_feature_M, other=0.0)
         constant = program * PADDED_M + FEATURES
         value_D += tl.load(sums_ptr + constant * CHANNELS + column_D, mask=is_column_D, other=0.0)
         weight += tl.load(masses_ptr + constant)
 
     rescale = tl.math.exp2(tl.load(tops_ptr + 1) - stabilizer)
-    sum_MD *= rescale
-    mass_M *= rescale
-    mass_M = tl.where(is_feature_M, mass_M + epsilon * weight, 0.0)
-    sum_MD = tl.where(is_value_MD, sum_MD + epsilon * value_D[None, :], 0.0)
-    mean_D = tl.sum(sum_MD, 0) / tl.sum(mass_M, 0)
-    context_MD = tl.where(is_value_MD, sum_MD / tl.maximum(mass_M, 1e-30)[:, None] - mean_D[None, :], 0.0)
+    key_mass_M = sum_mass_M * rescale
+    mass_M = tl.where(is_feature_M, key_mass_M + epsilon * weight, 0.0)
+    # Values relative to their plain mean, where epsilon's are zero: what is left may be a millionth of the values.
+    value_D /= weight
+    sum_MD = tl.where(is_value_MD, (sum_MD - sum_mass_M[:, None] * value_D[None, :]) * rescale, 0.0)
+    shift_D = tl.sum(sum_MD, 0) / tl.sum(mass_M, 0)
+    mean_D = value_D + shift_D
+    context_MD = tl.where(is_value_MD, sum_MD / tl.maximum(mass_M, 1e-30)[:, None] - shift_D[None, :], 0.0)
     scale_D = power_of_two(tl.max(tl.abs(context_MD), 0))
     context_MD = context_MD / scale_D[None, :]
     offset_MD = feature_M[:, None] * CHANNELS + column_D[None, :]
@@ -224,9 +228,11 @@ def context_kernel(
         largest = tl.max(mass_M, 0)
         log_mass_M = tl.math.log2(tl.where(is_feature_M, mass_M, largest) / largest)
         tl.store(log_mass_ptr + group * FEATURES + feature_M, log_mass_M, mask=is_feature_M)
-        tl.store(scalars_ptr + group * 3, epsilon * tl.sum(mass_M, 0) / largest)
-        tl.store(scalars_ptr + group * 3 + 1, tl.math.log2(largest))
-        tl.store(scalars_ptr + group * 3 + 2, stabilizer)
+        tl.store(scalars_ptr + group * 4, epsilon * tl.sum(mass_M, 0) / largest)
+        tl.store(scalars_ptr + group * 4 + 1, tl.math.log2(largest))
+        tl.store(scalars_ptr + group * 4 + 2, stabilizer)
+        share = tl.max(tl.where(is_feature_M, key_mass_M / tl.maximum(mass_M, 1e-30), 0.0), 0)
+        tl.store(scalars_ptr + group * 4 + 3, tl.math.log2(tl.maximum(share, 1e-30)))
 
 
 @triton.jit
@@ -259,10 +265,12 @@ def queries_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    DISABLE_LICM: tl.constexpr,
 ) -> None:
     """Output of one split of one head's queries; projection and context stay in shared memory meanwhile.
 
-    ``rows`` is, for backward, the log2 of what a query's exponentials are divided by, and 1 over the denominator.
+    ``rows`` is, for backward, the log2 of what a query's exponentials are divided by, 1 over the denominator, and
+    the query's largest product.
     """
     group = (tl.program_id(0) // cell_splits).to(tl.int64)
     cell, head = group // heads, group % heads
@@ -272,13 +280,13 @@ def queries_kernel(
     out_ptr += cell * out_cell + head * out_head
     context_ptr += group * FEATURES * CHANNELS
     log_mass_ptr += group * FEATURES
-    rows_ptr += group * positions * 2
+    rows_ptr += group * positions * 3
     projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     context = load_blocks(context_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     columns_ptr += group * 2 * CHANNELS
-    epsilon_share = tl.load(scalars_ptr + group * 3)
+    epsilon_share = tl.load(scalars_ptr + group * 4)
 
-    for start in tl.range(first, last, BLOCK_N, disable_licm=True):
+    for start in tl.range(first, last, BLOCK_N, disable_licm=DISABLE_LICM):
         row_N = tl.minimum(tl.arange(0, BLOCK_N), last - 1 - start)
         is_query_N = start + tl.arange(0, BLOCK_N) < last
         q_NK = load_rows(q_ptr, start, row_N, q_row, BLOCK_K, CHANNELS)
@@ -304,9 +312,10 @@ def queries_kernel(
             top_N = new_top_N
         factor_N = tl.math.exp2(-norm_N)
         denominator_N = factor_N * total_N + epsilon_share
-        rows = rows_ptr + 2 * (start + tl.arange(0, BLOCK_N))
+        rows = rows_ptr + 3 * (start + tl.arange(0, BLOCK_N))
         tl.store(rows, top_N + norm_N + tl.math.log2(denominator_N), mask=is_query_N)
         tl.store(rows + 1, 1.0 / denominator_N, mask=is_query_N)
+        tl.store(rows + 2, top_N, mask=is_query_N)
         factor_N = factor_N / denominator_N
         # Columns are loaded here, not before the loop: they would cost 32 registers all along.
         mean_K = load_column(columns_ptr, BLOCK_K, CHANNELS)

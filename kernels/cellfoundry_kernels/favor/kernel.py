@@ -14,7 +14,7 @@ Memory beside the inputs and results, C cells of H heads: partial sums, 70 KB a 
 max(1024, C H) (73 MB at C H <= 1024); context 34 KB a (cell, head); 8 bytes a query, 12 in backward. 64 cells of
 19,266 positions and 8 heads: 0.2 GB, where one feature map in bfloat16 is 5.2 GB.
 
-Shape legend: C cells, H heads, P key positions, Q query positions, K head dim, M features; X = 2 or 3 numbers.
+Shape legend: C cells, H heads, P key positions, Q query positions, K head dim, M features; X = 2 to 4 numbers.
 """
 
 from __future__ import annotations
@@ -114,10 +114,10 @@ def _forward_like(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Memory for the results of the forward op."""
     (cells, heads, queries, head_dim), features = q_CHQK.shape, len(projection_MK)
-    scalars_CHX = v_CHPK.new_empty(cells, heads, 3, dtype=torch.float32)
+    scalars_CHX = v_CHPK.new_empty(cells, heads, 4, dtype=torch.float32)
     return (
         empty_heads_inside(q_CHQK),
-        scalars_CHX.new_empty(cells, heads, queries, 2),
+        scalars_CHX.new_empty(cells, heads, queries, 3),
         scalars_CHX.new_empty(cells, heads, features, head_dim, dtype=operand_dtype(v_CHPK.dtype)),
         scalars_CHX.new_empty(cells, heads, features),
         scalars_CHX.new_empty(cells, heads, 2, head_dim),
@@ -131,6 +131,11 @@ def _prepared(
     """Projection and weights as the kernels read them."""
     weight_CP = None if weight_CP is None else weight_CP.float().contiguous()
     return projection_MK.to(operand).contiguous(), weight_CP
+
+
+def _rest_of(projection_MK: Tensor, rounded_MK: Tensor) -> Tensor:
+    """What rounding left of the projection, in the type of the rounded one."""
+    return (projection_MK.float() - rounded_MK.float()).to(rounded_MK.dtype)
 
 
 def _scales(head_dim: int) -> tuple[float, float]:
@@ -160,7 +165,8 @@ def _backward(
         return grad_q_CHQK, grad_k_CHPK.zero_(), grad_v_CHPK.zero_()
     grad_CHQK, q_CHQK = with_dense_rows(grad_CHQK), with_dense_rows(q_CHQK)
     k_CHPK, v_CHPK = with_dense_rows(k_CHPK), with_dense_rows(v_CHPK)
-    projection_MK, weight_CP = _prepared(projection_MK, weight_CP, context_CHMK.dtype)
+    rounded_MK, weight_CP = _prepared(projection_MK, weight_CP, context_CHMK.dtype)
+    rest_MK = _rest_of(projection_MK, rounded_MK)
     features, positions, groups = len(projection_MK), k_CHPK.shape[2], cells * heads
     (scale, half), root = _scales(head_dim), head_dim**-0.25
 
@@ -168,7 +174,7 @@ def _backward(
     cell_splits, split_positions = splits(groups, queries, sizes)
     delta = scalars_CHX.new_empty(groups, queries)
     backward_queries_kernel[(groups * cell_splits,)](
-        *(q_CHQK, grad_CHQK, grad_q_CHQK, rows_CHQX, delta, projection_MK),
+        *(q_CHQK, grad_CHQK, grad_q_CHQK, rows_CHQX, delta, rounded_MK, rest_MK),
         *(context_CHMK, log_mass_CHM, columns_CHXK, scalars_CHX),
         *(scale, root),
         *row_strides(q_CHQK),
@@ -183,7 +189,7 @@ def _backward(
     programs, padded = groups * cell_splits, padded_features(features, sizes.features)
     sums, slopes = delta.new_empty(programs, padded, head_dim), delta.new_empty(programs, padded)
     gradient_sums_kernel[(programs,)](
-        *(q_CHQK, grad_CHQK, rows_CHQX, delta, projection_MK, sums, slopes),
+        *(q_CHQK, grad_CHQK, rows_CHQX, delta, rounded_MK, sums, slopes),
         scale,
         *row_strides(q_CHQK),
         *row_strides(grad_CHQK),
@@ -202,7 +208,8 @@ def _backward(
     sizes = sizes_of("backward_keys", k_CHPK)
     cell_splits, split_positions = splits(groups, positions, sizes)
     backward_keys_kernel[(groups * cell_splits,)](
-        *(k_CHPK, v_CHPK, weight_CP, grad_k_CHPK, grad_v_CHPK, projection_MK, table_CHMK, offset_CHM),
+        *(k_CHPK, v_CHPK, weight_CP, grad_k_CHPK, grad_v_CHPK),
+        *(rounded_MK, rest_MK, table_CHMK, offset_CHM),
         *(log_mass_CHM, columns_CHXK, grad_columns_CHXK, scalars_CHX, largest),
         *(scale, half, root),
         *row_strides(k_CHPK),
@@ -258,13 +265,18 @@ def favor_attention(
     return _forward(q_CHQK, k_CHPK, v_CHPK, projection_MK, weight_CP)[0]
 
 
-# Float32 sums and dK, dV keep 2 to 6 registers a thread on the stack on 90, none on 80: not listed for 90.
-SPILLED_FLOAT32 = ("sums", "backward_keys")
-
-
 def published_launches() -> list[Launch]:
-    """What runs in the published decoder: 266 features of heads of 64."""
-    features, head_dim = 266, 64
+    """What runs in the decoders of the presets: heads of 16, 32 and 64, with 44, 110 and 266 features."""
+    return [
+        launch
+        for features, head_dim in ((44, 16), (110, 32), (266, 64))
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        for capability in (80, 90)
+        for launch in _launches(features, head_dim, dtype, capability)
+    ]
+
+
+def _launches(features: int, head_dim: int, dtype: torch.dtype, capability: int) -> list[Launch]:
     kernels: tuple[tuple[Any, Kernel], ...] = (
         (key_sums_kernel, "sums"),
         (queries_kernel, "queries"),
@@ -272,31 +284,25 @@ def published_launches() -> list[Launch]:
         (gradient_sums_kernel, "sums"),
         (backward_keys_kernel, "backward_keys"),
     )
-    found = []
-    for dtype, capability in (
-        (torch.float32, 80),
-        (torch.float32, 90),
-        (torch.bfloat16, 80),
-        (torch.bfloat16, 90),
-    ):
-        for kernel, size in kernels:
-            if dtype == torch.float32 and capability == 90 and size in SPILLED_FLOAT32:
-                continue
-            sizes = tile_for(size, dtype, capability)
-            chosen = constants(features, head_dim, dtype, sizes)
-            found.append(_launch(kernel, dtype, chosen, sizes.options, (capability,)))
-    reduced = reduce_constants(features, head_dim, tile_for("sums", torch.bfloat16, 90))
-    return found + [
-        _launch(kernel, torch.bfloat16, reduced, REDUCE_OPTIONS, (80, 90))
-        for kernel in (context_kernel, gradient_context_kernel)
+    sizes = {size: tile_for(size, dtype, capability, head_dim) for _, size in kernels}
+    found = [
+        _launch(kernel, dtype, constants(features, head_dim, dtype, sizes[size]), sizes[size].options, capability)
+        for kernel, size in kernels
     ]
+    if dtype != torch.float16:  # the same as float32's
+        reduced = reduce_constants(features, head_dim, sizes["sums"])
+        found += [
+            _launch(kernel, dtype, reduced, REDUCE_OPTIONS, capability)
+            for kernel in (context_kernel, gradient_context_kernel)
+        ]
+    return found
 
 
 def _launch(
-    kernel: Any, dtype: torch.dtype, chosen: dict[str, Any], options: Any, capabilities: tuple[int, ...]
+    kernel: Any, dtype: torch.dtype, chosen: dict[str, Any], options: Any, capability: int
 ) -> Launch:
     """One launch; its tensors are inputs and gradients in ``dtype``, operands made inside, or float32."""
-    operands = ("projection_ptr", "context_ptr", "table_ptr")
+    operands = ("projection_ptr", "rest_ptr", "context_ptr", "table_ptr")
     inputs = ("q_ptr", "k_ptr", "v_ptr", "out_ptr", "grad_out_ptr", "grad_q_ptr", "grad_k_ptr", "grad_v_ptr")
     other = dict.fromkeys(("scale", "half", "root", "epsilon"), "fp32")
     for name in kernel.arg_names:
@@ -306,5 +312,6 @@ def _launch(
         chosen = chosen | {"weight_ptr": None}
     types = argument_types(kernel, dtype, chosen, other)
     aligned = ("split_positions", *(name for name in types if name.endswith(("_cell", "_head", "_row"))))
-    name = f"favor_attention-{kernel.fn.__name__}-m266-d64-{TYPE_NAMES[dtype]}"
-    return Launch(name, kernel, types, chosen, options, aligned, capabilities)
+    shape = f"m{chosen['FEATURES']}-d{chosen['CHANNELS']}"
+    name = f"favor_attention-{kernel.fn.__name__}-{shape}-{TYPE_NAMES[dtype]}"
+    return Launch(name, kernel, types, chosen, options, aligned, (capability,))

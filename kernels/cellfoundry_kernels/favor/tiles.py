@@ -36,12 +36,14 @@ class Tile:
         features: of a full block.
         warps: of a program.
         stages: of the pipeline that loads positions.
+        hoists: whether the compiler may move work out of the loop over positions (see ``forward``).
     """
 
     positions: int
     features: int
     warps: int
     stages: int
+    hoists: bool = True
 
     @property
     def options(self) -> LaunchOptions:
@@ -49,23 +51,23 @@ class Tile:
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
-# bfloat16, by compute capability. Sums need one program of 8 warps: their 70 KB fill half its registers.
-BFLOAT16: dict[tuple[int, Kernel], Tile] = {
-    (80, "sums"): Tile(32, 128, 8, 2),
-    (80, "queries"): Tile(128, 64, 8, 2),
-    (80, "backward_queries"): Tile(32, 64, 4, 1),
-    (80, "backward_keys"): Tile(32, 128, 4, 1),
-    (90, "sums"): Tile(64, 128, 8, 2),
-    (90, "queries"): Tile(64, 64, 4, 2),
-    (90, "backward_queries"): Tile(64, 64, 4, 2),
-    (90, "backward_keys"): Tile(64, 64, 4, 2),
+# bfloat16, by compute capability and padded head dim.
+BFLOAT16: dict[tuple[int, Kernel], dict[int, Tile]] = {
+    (80, "sums"): dict.fromkeys((16, 32, 64), Tile(32, 128, 8, 2)),
+    (80, "queries"): dict.fromkeys((16, 32, 64), Tile(128, 64, 8, 2)),
+    (80, "backward_queries"): dict.fromkeys((16, 32, 64), Tile(32, 64, 4, 1)),
+    (80, "backward_keys"): dict.fromkeys((16, 32, 64), Tile(32, 128, 4, 1)),
+    (90, "sums"): dict.fromkeys((16, 32, 64), Tile(64, 128, 8, 2, hoists=False)),
+    (90, "queries"): dict.fromkeys((16, 32, 64), Tile(64, 64, 4, 2, hoists=False)),
+    (90, "backward_queries"): dict.fromkeys((16, 32, 64), Tile(64, 64, 4, 2, hoists=False)),
+    (90, "backward_keys"): dict.fromkeys((16, 32, 64), Tile(64, 64, 4, 2, hoists=False)),
 }
 # Float32 products, which float16 inputs take too, run on the plain cores; longer tiles spill registers.
-SINGLE: dict[Kernel, Tile] = {
-    "sums": Tile(16, 16, 8, 1),
-    "queries": Tile(16, 64, 8, 1),
-    "backward_queries": Tile(16, 64, 8, 1),
-    "backward_keys": Tile(16, 16, 8, 1),
+SINGLE: dict[Kernel, dict[int, Tile]] = {
+    "sums": dict.fromkeys((16, 32, 64), Tile(16, 16, 8, 1)),
+    "queries": dict.fromkeys((16, 32, 64), Tile(16, 64, 8, 1)),
+    "backward_queries": dict.fromkeys((16, 32, 64), Tile(16, 64, 8, 1)),
+    "backward_keys": dict.fromkeys((16, 32, 64), Tile(16, 16, 8, 1)),
 }
 # Programs of a launch: about four rounds of two programs on each of 132 multiprocessors.
 PROGRAMS = 1024
@@ -75,11 +77,13 @@ LEAST_POSITIONS = 512
 LARGEST_PROJECTION = 272 * 64
 
 
-def tile_for(kernel: Kernel, dtype: torch.dtype, capability: int) -> Tile:
-    """The tile of a launch; newer devices take the newest entry."""
-    if dtype != torch.bfloat16:
-        return SINGLE[kernel]
-    return BFLOAT16[90 if capability >= 90 else 80, kernel]
+def tile_for(kernel: Kernel, dtype: torch.dtype, capability: int, head_dim: int) -> Tile:
+    """The tile of a launch; newer devices take the newest entry, longer heads the last."""
+    if dtype == torch.bfloat16:
+        entries = BFLOAT16[90 if capability >= 90 else 80, kernel]
+    else:
+        entries = SINGLE[kernel]
+    return entries[min(tile(head_dim), 64)]
 
 
 # A constant of a traced graph, as in dispatch.
@@ -120,6 +124,7 @@ def constants(features: int, head_dim: int, dtype: torch.dtype, sizes: Tile) -> 
         "BLOCK_K": tile(head_dim),
         "BLOCK_N": sizes.positions,
         "PRECISION": dot_precision(operand_dtype(dtype)),
+        "DISABLE_LICM": not sizes.hoists,
     }
 
 
@@ -152,7 +157,7 @@ def splits(groups: int, positions: int, sizes: Tile) -> tuple[int, int]:
 
 def sizes_of(kernel: Kernel, x_CHPK: Tensor) -> Tile:
     """The tile of a launch over these rows."""
-    return tile_for(kernel, x_CHPK.dtype, capability_of(x_CHPK.device))
+    return tile_for(kernel, x_CHPK.dtype, capability_of(x_CHPK.device), x_CHPK.shape[3])
 
 
 def row_strides(x_CHPK: Tensor) -> tuple[int, ...]:

@@ -104,7 +104,8 @@ def test_logits_small_and_large(scale: float, bound: float) -> None:
 
 # What bfloat16 inputs run, which the interpreter cannot: its tiles, its float16 operands.
 def run_as_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "tile_for", lambda kernel, dtype, capability: tiles.BFLOAT16[90, kernel])
+    tile_for = tiles.tile_for
+    monkeypatch.setattr(tiles, "tile_for", lambda kernel, _, *more: tile_for(kernel, torch.bfloat16, *more))
     for module in (tiles, kernel):
         monkeypatch.setattr(module, "operand_dtype", lambda dtype: torch.float16)
 
@@ -136,7 +137,7 @@ def test_a_cell_does_not_depend_on_its_company_nor_on_its_splits(monkeypatch: py
     projection = torch.randn(20, 16)
     alone = favor_attention(*(x[1:2] for x in inputs), projection)
     monkeypatch.setattr(tiles, "LEAST_POSITIONS", 20)
-    assert tiles.splits(6, 100, tiles.SINGLE["sums"]) == (4, 32)
+    assert tiles.splits(6, 100, tiles.SINGLE["sums"][16]) == (4, 32)
     together = favor_attention(*inputs, projection)
     assert relative_rms(together[1:2], alone) <= 1e-6
     assert torch.equal(favor_attention(*inputs, projection)[:2], together[:2])
