@@ -19,6 +19,8 @@ import triton.language as tl
 
 from cellfoundry_kernels.favor.blocks import (
     add_products,
+    add_weighted,
+    add_weighted_columns,
     as_columns,
     as_operand,
     as_summand,
@@ -214,15 +216,16 @@ def gradient_sums_kernel(
         new_sums, new_slopes = (), ()
         for block in tl.static_range(FULL):
             logits_MN = tl.dot(projection[block], tl.trans(q_NK), input_precision=PRECISION)
-            share_MN = tl.math.exp2(logits_MN * scale - log_total_N[None, :]).to(grad_NK.dtype)
-            new_sums += (tl.dot(share_MN, grad_NK, sums[block], input_precision=PRECISION),)
-            new_slopes += (add_products(slopes[block], share_MN, delta, PRECISION),)
+            share_MN = tl.math.exp2(logits_MN * scale - log_total_N[None, :])
+            sum_MK, slope = add_weighted(sums[block], slopes[block], share_MN, grad_NK, delta, PRECISION)
+            new_sums += (sum_MK,)
+            new_slopes += (slope,)
         sums, slopes = new_sums, new_slopes
         logits_NM = tl.dot(q_NK, tl.trans(tail_MK), input_precision=PRECISION)
         share_NM = tl.math.exp2(logits_NM * scale - log_total_N[:, None])
-        share_NM = tl.where(is_constant_M[None, :], inverse_N[:, None], share_NM).to(grad_NK.dtype)
-        sum_KM = tl.dot(tl.trans(grad_NK), share_NM, sum_KM, input_precision=PRECISION)
-        slope_NM += share_NM.to(tl.float32) * delta_N[:, None]
+        share_NM = tl.where(is_constant_M[None, :], inverse_N[:, None], share_NM)
+        sum_KM = add_weighted_columns(sum_KM, share_NM, grad_NK, PRECISION)
+        slope_NM += share_NM * delta_N[:, None]
 
     PADDED_M: tl.constexpr = FULL * BLOCK_M + TAIL_M
     sums_ptr += program * PADDED_M * CHANNELS

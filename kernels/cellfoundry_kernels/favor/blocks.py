@@ -102,6 +102,33 @@ def add_products(sums, rows_MN, columns, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def add_weighted(sums_MK, column, weight_MN, rows_NK, columns, PRECISION: tl.constexpr):
+    """Adds weighted sums of rows, and the products of the weights with a column of ``as_columns``.
+
+    bfloat16 alone would round the weights by 2^-9: what that left is added too, which makes it 2^-17.
+    """
+    rounded_MN = weight_MN.to(rows_NK.dtype)
+    sums_MK = tl.dot(rounded_MN, rows_NK, sums_MK, input_precision=PRECISION)
+    column = add_products(column, rounded_MN, columns, PRECISION)
+    if PRECISION != "ieee":
+        rest_MN = (weight_MN - rounded_MN.to(tl.float32)).to(rows_NK.dtype)
+        sums_MK = tl.dot(rest_MN, rows_NK, sums_MK, input_precision=PRECISION)
+        column = add_products(column, rest_MN, columns, PRECISION)
+    return sums_MK, column
+
+
+@triton.jit
+def add_weighted_columns(sums_KM, weight_NM, rows_NK, PRECISION: tl.constexpr):
+    """``add_weighted`` of rows alone, as (K, M)."""
+    rounded_NM = weight_NM.to(rows_NK.dtype)
+    sums_KM = tl.dot(tl.trans(rows_NK), rounded_NM, sums_KM, input_precision=PRECISION)
+    if PRECISION != "ieee":
+        rest_NM = (weight_NM - rounded_NM.to(tl.float32)).to(rows_NK.dtype)
+        sums_KM = tl.dot(tl.trans(rows_NK), rest_NM, sums_KM, input_precision=PRECISION)
+    return sums_KM
+
+
+@triton.jit
 def sums_as_column(sums, PRECISION: tl.constexpr):
     """The sums of ``add_products`` as (M,)."""
     if PRECISION != "ieee":
@@ -184,6 +211,15 @@ def exact_products(rows_NK, tile_MK, rest_MK, PRECISION: tl.constexpr):
     if PRECISION != "ieee":
         logits_NM = tl.dot(rows_NK, tl.trans(rest_MK), logits_NM)
     return logits_NM
+
+
+@triton.jit
+def exact_products_of_features(tile_MK, rest_MK, rows_NK, PRECISION: tl.constexpr):
+    """``exact_products`` as (M, N)."""
+    logits_MN = tl.dot(tile_MK, tl.trans(rows_NK), input_precision=PRECISION)
+    if PRECISION != "ieee":
+        logits_MN = tl.dot(rest_MK, tl.trans(rows_NK), logits_MN)
+    return logits_MN
 
 
 @triton.jit

@@ -25,14 +25,18 @@ import triton
 import triton.language as tl
 
 from cellfoundry_kernels.favor.blocks import (
-    add_products,
+    add_weighted,
+    add_weighted_columns,
     as_columns,
     as_operand,
     as_summand,
     block_features,
+    exact_products,
+    exact_products_of_features,
     half_norm,
     load_blocks,
     load_column,
+    load_rests,
     load_rows,
     power_of_two,
     store_rows,
@@ -61,6 +65,7 @@ def key_sums_kernel(
     v_ptr,
     weight_ptr,
     projection_ptr,
+    rest_ptr,
     sums_ptr,
     masses_ptr,
     tops_ptr,
@@ -95,6 +100,9 @@ def key_sums_kernel(
     v_ptr += cell * v_cell + head * v_head
     projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     tail_MK = projection[FULL]
+    rest = load_rests(
+        rest_ptr, projection, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K, PRECISION
+    )
     sums = zero_blocks(FULL, BLOCK_M, BLOCK_K)
     masses = zero_block_sums(FULL, BLOCK_M, PRECISION)
     top_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -121,22 +129,22 @@ def key_sums_kernel(
             is_key_N &= weight_N > 0
         shift_N = tl.where(is_key_N, shift_N, float("inf"))
         k_NK, v_NK = as_operand(k_NK, projection[0]), as_summand(v_NK)
-        # The exponentials are summed as rounded, so that a feature holds a true mean of values.
         ones = as_columns(tl.full([BLOCK_N], 1.0, tl.float32), v_NK, PRECISION)
         new_sums, new_masses = (), ()
         for block in tl.static_range(FULL):
-            logits_MN = tl.dot(projection[block], tl.trans(k_NK), input_precision=PRECISION)
+            logits_MN = exact_products_of_features(projection[block], rest[block], k_NK, PRECISION)
             top_M = tl.maximum(top_M, tl.max(logits_MN, 1))
-            exponential_MN = tl.math.exp2(logits_MN * scale - shift_N[None, :]).to(v_NK.dtype)
-            new_sums += (tl.dot(exponential_MN, v_NK, sums[block], input_precision=PRECISION),)
-            new_masses += (add_products(masses[block], exponential_MN, ones, PRECISION),)
+            exponential_MN = tl.math.exp2(logits_MN * scale - shift_N[None, :])
+            sum_MK, mass = add_weighted(sums[block], masses[block], exponential_MN, v_NK, ones, PRECISION)
+            new_sums += (sum_MK,)
+            new_masses += (mass,)
         sums, masses = new_sums, new_masses
-        logits_NM = tl.dot(k_NK, tl.trans(tail_MK), input_precision=PRECISION)
+        logits_NM = exact_products(k_NK, tail_MK, rest[FULL], PRECISION)
         top_NM = tl.maximum(top_NM, logits_NM)
         exponential_NM = tl.math.exp2(logits_NM * scale - shift_N[:, None])
-        exponential_NM = tl.where(is_constant_M[None, :], weight_N[:, None], exponential_NM).to(v_NK.dtype)
-        sum_KM = tl.dot(tl.trans(v_NK), exponential_NM, sum_KM, input_precision=PRECISION)
-        mass_NM += exponential_NM.to(tl.float32)
+        exponential_NM = tl.where(is_constant_M[None, :], weight_N[:, None], exponential_NM)
+        sum_KM = add_weighted_columns(sum_KM, exponential_NM, v_NK, PRECISION)
+        mass_NM += exponential_NM
 
     PADDED_M: tl.constexpr = FULL * BLOCK_M + TAIL_M
     sums_ptr += program * PADDED_M * CHANNELS

@@ -63,7 +63,8 @@ def _forward(
     if not cells * heads * queries:
         return results
     q_CHQK, k_CHPK, v_CHPK = with_dense_rows(q_CHQK), with_dense_rows(k_CHPK), with_dense_rows(v_CHPK)
-    projection_MK, weight_CP = _prepared(projection_MK, weight_CP, context_CHMK.dtype)
+    rounded_MK, weight_CP = _prepared(projection_MK, weight_CP, context_CHMK.dtype)
+    rest_MK = _rest_of(projection_MK, rounded_MK)
     features, positions, groups = len(projection_MK), k_CHPK.shape[2], cells * heads
     scales = _scales(head_dim)
 
@@ -73,7 +74,7 @@ def _forward(
     sums = scalars_CHX.new_empty(programs, padded, head_dim)
     masses, tops = sums.new_empty(programs, padded), sums.new_empty(programs, 2)
     key_sums_kernel[(programs,)](
-        *(k_CHPK, v_CHPK, weight_CP, projection_MK, sums, masses, tops),
+        *(k_CHPK, v_CHPK, weight_CP, rounded_MK, rest_MK, sums, masses, tops),
         *scales,
         *row_strides(k_CHPK),
         *row_strides(v_CHPK),
@@ -90,7 +91,7 @@ def _forward(
     sizes = sizes_of("queries", q_CHQK)
     cell_splits, split_positions = splits(groups, queries, sizes)
     queries_kernel[(groups * cell_splits,)](
-        *(q_CHQK, out_CHQK, rows_CHQX, projection_MK),
+        *(q_CHQK, out_CHQK, rows_CHQX, rounded_MK),
         *(context_CHMK, log_mass_CHM, columns_CHXK, scalars_CHX),
         *scales,
         *row_strides(q_CHQK),
