@@ -27,6 +27,7 @@ from cellfoundry_kernels.favor.blocks import (
     load_rests,
     load_rows,
     power_of_two,
+    rest_of,
     store_rows,
     sums_as_column,
     zero_sums,
@@ -74,6 +75,7 @@ def backward_keys_kernel(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
     DISABLE_LICM: tl.constexpr,
+    HOLDS_RESTS: tl.constexpr,
 ) -> None:
     """DK and dV of one split of one head's keys; the strides ``grad`` are those of both."""
     group = (tl.program_id(0) // cell_splits).to(tl.int64)
@@ -88,9 +90,7 @@ def backward_keys_kernel(
     log_mass_ptr += group * FEATURES
     offset_ptr += group * FEATURES
     projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
-    rest = load_rests(
-        rest_ptr, projection, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K, PRECISION
-    )
+    rests = load_rests(rest_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K, HOLDS_RESTS)
     table = load_blocks(table_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     columns_ptr += group * 2 * CHANNELS
     grad_columns_ptr += group * 2 * CHANNELS
@@ -128,7 +128,10 @@ def backward_keys_kernel(
         for block in tl.static_range(FULL + 1):
             feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
             log_mass_M = tl.load(log_mass_ptr + feature_M, mask=feature_M < FEATURES, other=float("inf"))
-            logits_NM = exact_products(k_NK, projection[block], rest[block], PRECISION)
+            rest_MK = rest_of(
+                rests, rest_ptr, block, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K, HOLDS_RESTS
+            )
+            logits_NM = exact_products(k_NK, projection[block], rest_MK, PRECISION)
             # No more than 2^12: a key's weighted exponential is part of the keys' mass of the feature.
             share_NM = tl.math.exp2(logits_NM * scale - log_mass_M[None, :] - shift_N[:, None])
             share_NM = share_NM.to(k_NK.dtype)

@@ -31,6 +31,7 @@ from cellfoundry_kernels.favor.blocks import (
     load_rests,
     load_rows,
     power_of_two,
+    rest_of,
     store_rows,
     sums_as_column,
     zero_block_sums,
@@ -81,6 +82,7 @@ def backward_queries_kernel(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
     DISABLE_LICM: tl.constexpr,
+    HOLDS_RESTS: tl.constexpr,
 ) -> None:
     """DQ and ``d`` of one split of one head's queries."""
     group = (tl.program_id(0) // cell_splits).to(tl.int64)
@@ -95,9 +97,7 @@ def backward_queries_kernel(
     rows_ptr += group * positions * 3
     delta_ptr += group * positions
     projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
-    rest = load_rests(
-        rest_ptr, projection, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K, PRECISION
-    )
+    rests = load_rests(rest_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K, HOLDS_RESTS)
     context = load_blocks(context_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     columns_ptr += group * 2 * CHANNELS
     epsilon_share = tl.load(scalars_ptr + group * 4)
@@ -116,7 +116,10 @@ def backward_queries_kernel(
         for block in tl.static_range(FULL + 1):
             feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
             log_mass_M = tl.load(log_mass_ptr + feature_M, mask=feature_M < FEATURES, other=float("-inf"))
-            logits_NM = exact_products(q_NK, projection[block], rest[block], PRECISION)
+            rest_MK = rest_of(
+                rests, rest_ptr, block, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K, HOLDS_RESTS
+            )
+            logits_NM = exact_products(q_NK, projection[block], rest_MK, PRECISION)
             share_NM = tl.math.exp2(logits_NM * scale + log_mass_M[None, :] - shift_N[:, None]).to(q_NK.dtype)
             out_NK = tl.dot(share_NM, context[block], out_NK, input_precision=PRECISION)
             ones = as_columns(tl.full([share_NM.shape[1]], 1.0, tl.float32), q_NK, PRECISION)

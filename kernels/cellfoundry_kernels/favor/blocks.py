@@ -51,18 +51,26 @@ def block_features(block: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexp
 
 
 @triton.jit
+def load_block(
+    ptr, block: tl.constexpr, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr,
+    TAIL_M: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One (M, K) tile of a (features, channels) matrix, zeros past its end."""
+    column_K = tl.arange(0, BLOCK_K)
+    feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
+    mask_MK = (feature_M < FEATURES)[:, None] & (column_K < CHANNELS)[None, :]
+    return tl.load(ptr + (feature_M[:, None] * CHANNELS + column_K[None, :]), mask=mask_MK, other=0.0)
+
+
+@triton.jit
 def load_blocks(
     ptr, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A (features, channels) matrix as a tuple of (M, K) tiles, zeros past its end."""
+    """A (features, channels) matrix as a tuple of tiles."""
     tiles = ()
-    column_K = tl.arange(0, BLOCK_K)
     for block in tl.static_range(FULL + 1):
-        feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
-        mask_MK = (feature_M < FEATURES)[:, None] & (column_K < CHANNELS)[None, :]
-        offset_MK = feature_M[:, None] * CHANNELS + column_K[None, :]
-        tiles += (tl.load(ptr + offset_MK, mask=mask_MK, other=0.0),)
+        tiles += (load_block(ptr, block, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K),)
     return tiles
 
 
@@ -192,34 +200,42 @@ def as_operand(rows_NK, like):
     return rows_NK.to(like.dtype)
 
 
+# What rounding the projection to float16 left of it, its rests, is multiplied too, which makes it 22 bits: exponents
+# of 10 and more would else miss by a thousandth, and gradients by a few times that. Float32 has no rests.
+
+
 @triton.jit
 def load_rests(
-    ptr, blocks, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
-    CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    ptr, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr, HOLDS_RESTS: tl.constexpr,
 ):  # fmt: skip
-    """What rounding to float16 left of a matrix, as ``load_blocks``; float32 is not rounded and has no use of it."""
-    tiles = blocks
-    if PRECISION != "ieee":
+    """The rests as ``load_blocks``, or nothing where ``rest_of`` loads them again for every tile of positions."""
+    tiles = ()
+    if HOLDS_RESTS:
         tiles = load_blocks(ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     return tiles
 
 
 @triton.jit
+def rest_of(
+    tiles, ptr, block: tl.constexpr, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr,
+    TAIL_M: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr, HOLDS_RESTS: tl.constexpr,
+):  # fmt: skip
+    """The rests (M, K) of one block."""
+    if HOLDS_RESTS:
+        rest_MK = tiles[block]
+    else:
+        rest_MK = load_block(ptr, block, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    return rest_MK
+
+
+@triton.jit
 def exact_products(rows_NK, tile_MK, rest_MK, PRECISION: tl.constexpr):
-    """Products (N, M) of rows with features, rounded ones plus their rests: 22 bits of a feature in float16."""
+    """Products (N, M) of rows with features and their rests."""
     logits_NM = tl.dot(rows_NK, tl.trans(tile_MK), input_precision=PRECISION)
     if PRECISION != "ieee":
         logits_NM = tl.dot(rows_NK, tl.trans(rest_MK), logits_NM)
     return logits_NM
-
-
-@triton.jit
-def exact_products_of_features(tile_MK, rest_MK, rows_NK, PRECISION: tl.constexpr):
-    """``exact_products`` as (M, N)."""
-    logits_MN = tl.dot(tile_MK, tl.trans(rows_NK), input_precision=PRECISION)
-    if PRECISION != "ieee":
-        logits_MN = tl.dot(rest_MK, tl.trans(rows_NK), logits_MN)
-    return logits_MN
 
 
 @triton.jit

@@ -32,11 +32,9 @@ from cellfoundry_kernels.favor.blocks import (
     as_summand,
     block_features,
     exact_products,
-    exact_products_of_features,
     half_norm,
     load_blocks,
     load_column,
-    load_rests,
     load_rows,
     power_of_two,
     store_rows,
@@ -100,9 +98,7 @@ def key_sums_kernel(
     v_ptr += cell * v_cell + head * v_head
     projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     tail_MK = projection[FULL]
-    rest = load_rests(
-        rest_ptr, projection, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K, PRECISION
-    )
+    rests = load_blocks(rest_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     sums = zero_blocks(FULL, BLOCK_M, BLOCK_K)
     masses = zero_block_sums(FULL, BLOCK_M, PRECISION)
     top_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -132,14 +128,16 @@ def key_sums_kernel(
         ones = as_columns(tl.full([BLOCK_N], 1.0, tl.float32), v_NK, PRECISION)
         new_sums, new_masses = (), ()
         for block in tl.static_range(FULL):
-            logits_MN = exact_products_of_features(projection[block], rest[block], k_NK, PRECISION)
+            logits_MN = tl.dot(projection[block], tl.trans(k_NK), input_precision=PRECISION)
+            if PRECISION != "ieee":
+                logits_MN = tl.dot(rests[block], tl.trans(k_NK), logits_MN)
             top_M = tl.maximum(top_M, tl.max(logits_MN, 1))
             exponential_MN = tl.math.exp2(logits_MN * scale - shift_N[None, :])
             sum_MK, mass = add_weighted(sums[block], masses[block], exponential_MN, v_NK, ones, PRECISION)
             new_sums += (sum_MK,)
             new_masses += (mass,)
         sums, masses = new_sums, new_masses
-        logits_NM = exact_products(k_NK, tail_MK, rest[FULL], PRECISION)
+        logits_NM = exact_products(k_NK, tail_MK, rests[FULL], PRECISION)
         top_NM = tl.maximum(top_NM, logits_NM)
         exponential_NM = tl.math.exp2(logits_NM * scale - shift_N[:, None])
         exponential_NM = tl.where(is_constant_M[None, :], weight_N[:, None], exponential_NM)

@@ -68,7 +68,7 @@ def _forward(
     features, positions, groups = len(projection_MK), k_CHPK.shape[2], cells * heads
     scales = _scales(head_dim)
 
-    sizes = sizes_of("sums", k_CHPK)
+    sizes = sizes_of("key_sums", k_CHPK)
     cell_splits, split_positions = splits(groups, positions, sizes)
     programs, padded = groups * cell_splits, padded_features(features, sizes.features)
     sums = scalars_CHX.new_empty(programs, padded, head_dim)
@@ -183,9 +183,10 @@ def _backward(
         *row_strides(grad_q_CHQK),
         *(heads, queries, split_positions, cell_splits),
         **constants(features, head_dim, q_CHQK.dtype, sizes),
+        HOLDS_RESTS=sizes.holds_rests,
         **sizes.options,
     )
-    sizes = sizes_of("sums", q_CHQK)
+    sizes = sizes_of("gradient_sums", q_CHQK)
     cell_splits, split_positions = splits(groups, queries, sizes)
     programs, padded = groups * cell_splits, padded_features(features, sizes.features)
     sums, slopes = delta.new_empty(programs, padded, head_dim), delta.new_empty(programs, padded)
@@ -218,6 +219,7 @@ def _backward(
         *row_strides(grad_k_CHPK),
         *(heads, positions, split_positions, cell_splits),
         **constants(features, head_dim, k_CHPK.dtype, sizes),
+        HOLDS_RESTS=sizes.holds_rests,
         **sizes.options,
     )
     return grads
@@ -278,24 +280,27 @@ def published_launches() -> list[Launch]:
 
 
 def _launches(features: int, head_dim: int, dtype: torch.dtype, capability: int) -> list[Launch]:
-    kernels: tuple[tuple[Any, Kernel], ...] = (
-        (key_sums_kernel, "sums"),
-        (queries_kernel, "queries"),
-        (backward_queries_kernel, "backward_queries"),
-        (gradient_sums_kernel, "sums"),
-        (backward_keys_kernel, "backward_keys"),
-    )
-    sizes = {size: tile_for(size, dtype, capability, head_dim) for _, size in kernels}
-    found = [
-        _launch(kernel, dtype, constants(features, head_dim, dtype, sizes[size]), sizes[size].options, capability)
-        for kernel, size in kernels
-    ]
-    if dtype != torch.float16:  # the same as float32's
-        reduced = reduce_constants(features, head_dim, sizes["sums"])
-        found += [
-            _launch(kernel, dtype, reduced, REDUCE_OPTIONS, capability)
-            for kernel in (context_kernel, gradient_context_kernel)
-        ]
+    """What runs at one shape."""
+    kernels: dict[Kernel, Any] = {
+        "key_sums": key_sums_kernel,
+        "queries": queries_kernel,
+        "backward_queries": backward_queries_kernel,
+        "gradient_sums": gradient_sums_kernel,
+        "backward_keys": backward_keys_kernel,
+    }
+    found = []
+    for name, kernel in kernels.items():
+        sizes = tile_for(name, dtype, capability, head_dim)
+        chosen = constants(features, head_dim, dtype, sizes)
+        if "HOLDS_RESTS" in kernel.arg_names:
+            chosen |= {"HOLDS_RESTS": sizes.holds_rests}
+        found.append(_launch(kernel, dtype, chosen, sizes.options, capability))
+    reductions: dict[Kernel, Any] = {"key_sums": context_kernel, "gradient_sums": gradient_context_kernel}
+    if dtype == torch.float16:  # whose are those of float32
+        reductions = {}
+    for name, kernel in reductions.items():
+        chosen = reduce_constants(features, head_dim, tile_for(name, dtype, capability, head_dim))
+        found.append(_launch(kernel, dtype, chosen, REDUCE_OPTIONS, capability))
     return found
 
 

@@ -24,7 +24,7 @@ from cellfoundry_kernels.launch import (
 )
 
 LOG2_E = math.log2(math.e)
-Kernel = Literal["sums", "queries", "backward_queries", "backward_keys"]
+Kernel = Literal["key_sums", "queries", "backward_queries", "gradient_sums", "backward_keys"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Tile:
         warps: of a program.
         stages: of the pipeline that loads positions.
         hoists: whether the compiler may move work out of the loop over positions (see ``forward``).
+        holds_rests: whether the projection's rests (see ``blocks``) stay in shared memory.
     """
 
     positions: int
@@ -44,6 +45,7 @@ class Tile:
     warps: int
     stages: int
     hoists: bool = True
+    holds_rests: bool = True
 
     @property
     def options(self) -> LaunchOptions:
@@ -53,20 +55,47 @@ class Tile:
 
 # bfloat16, by compute capability and padded head dim.
 BFLOAT16: dict[tuple[int, Kernel], dict[int, Tile]] = {
-    (80, "sums"): dict.fromkeys((16, 32, 64), Tile(32, 128, 8, 2)),
-    (80, "queries"): dict.fromkeys((16, 32, 64), Tile(128, 64, 8, 2)),
-    (80, "backward_queries"): dict.fromkeys((16, 32, 64), Tile(32, 64, 4, 1)),
-    (80, "backward_keys"): dict.fromkeys((16, 32, 64), Tile(32, 128, 4, 1)),
-    (90, "sums"): dict.fromkeys((16, 32, 64), Tile(64, 128, 8, 2, hoists=False)),
+    (80, "key_sums"): {16: Tile(32, 64, 4, 2), 32: Tile(32, 64, 4, 2), 64: Tile(16, 128, 8, 2)},
+    (80, "queries"): {16: Tile(64, 64, 4, 2), 32: Tile(64, 64, 4, 2), 64: Tile(128, 64, 8, 2)},
+    (80, "backward_queries"): {
+        16: Tile(64, 64, 4, 1),
+        32: Tile(64, 64, 4, 1),
+        64: Tile(32, 64, 4, 1, holds_rests=False),
+    },
+    (80, "gradient_sums"): {16: Tile(32, 64, 4, 2), 32: Tile(32, 64, 4, 2), 64: Tile(16, 128, 8, 2)},
+    (80, "backward_keys"): {
+        16: Tile(64, 64, 4, 1),
+        32: Tile(64, 64, 4, 1),
+        64: Tile(32, 64, 4, 1, holds_rests=False),
+    },
+    (90, "key_sums"): {
+        16: Tile(64, 64, 4, 2, hoists=False),
+        32: Tile(64, 64, 4, 2, hoists=False),
+        64: Tile(32, 128, 8, 2, hoists=False),
+    },
     (90, "queries"): dict.fromkeys((16, 32, 64), Tile(64, 64, 4, 2, hoists=False)),
-    (90, "backward_queries"): dict.fromkeys((16, 32, 64), Tile(64, 64, 4, 2, hoists=False)),
-    (90, "backward_keys"): dict.fromkeys((16, 32, 64), Tile(64, 64, 4, 2, hoists=False)),
+    (90, "backward_queries"): {
+        16: Tile(64, 64, 4, 1, hoists=False),
+        32: Tile(64, 64, 4, 1, hoists=False),
+        64: Tile(128, 64, 8, 1, hoists=False),
+    },
+    (90, "gradient_sums"): {
+        16: Tile(64, 64, 4, 2, hoists=False),
+        32: Tile(64, 64, 4, 2, hoists=False),
+        64: Tile(64, 128, 8, 2, hoists=False),
+    },
+    (90, "backward_keys"): {
+        16: Tile(64, 64, 4, 1, hoists=False),
+        32: Tile(64, 64, 4, 1, hoists=False),
+        64: Tile(64, 64, 8, 1, hoists=False),
+    },
 }
 # Float32 products, which float16 inputs take too, run on the plain cores; longer tiles spill registers.
 SINGLE: dict[Kernel, dict[int, Tile]] = {
-    "sums": dict.fromkeys((16, 32, 64), Tile(16, 16, 8, 1)),
+    "key_sums": dict.fromkeys((16, 32, 64), Tile(16, 16, 8, 1)),
     "queries": dict.fromkeys((16, 32, 64), Tile(16, 64, 8, 1)),
     "backward_queries": dict.fromkeys((16, 32, 64), Tile(16, 64, 8, 1)),
+    "gradient_sums": dict.fromkeys((16, 32, 64), Tile(16, 16, 8, 1)),
     "backward_keys": dict.fromkeys((16, 32, 64), Tile(16, 16, 8, 1)),
 }
 # Programs of a launch: about four rounds of two programs on each of 132 multiprocessors.

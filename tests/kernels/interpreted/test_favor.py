@@ -137,7 +137,7 @@ def test_a_cell_does_not_depend_on_its_company_nor_on_its_splits(monkeypatch: py
     projection = torch.randn(20, 16)
     alone = favor_attention(*(x[1:2] for x in inputs), projection)
     monkeypatch.setattr(tiles, "LEAST_POSITIONS", 20)
-    assert tiles.splits(6, 100, tiles.SINGLE["sums"][16]) == (4, 32)
+    assert tiles.splits(6, 100, tiles.SINGLE["key_sums"][16]) == (4, 32)
     together = favor_attention(*inputs, projection)
     assert relative_rms(together[1:2], alone) <= 1e-6
     assert torch.equal(favor_attention(*inputs, projection)[:2], together[:2])
