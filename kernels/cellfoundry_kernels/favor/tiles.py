@@ -65,12 +65,12 @@ BFLOAT16: dict[tuple[int, Kernel], dict[int, Tile]] = {
     (80, "gradient_sums"): {16: Tile(32, 64, 4, 2), 32: Tile(32, 64, 4, 2), 64: Tile(16, 128, 8, 2)},
     (80, "backward_keys"): {
         16: Tile(64, 64, 4, 1),
-        32: Tile(64, 64, 4, 1),
-        64: Tile(32, 64, 4, 1, holds_rests=False),
+        32: Tile(64, 64, 8, 1),
+        64: Tile(32, 64, 8, 1, holds_rests=False),
     },
     (90, "key_sums"): {
         16: Tile(64, 64, 4, 2, hoists=False),
-        32: Tile(64, 64, 4, 2, hoists=False),
+        32: Tile(32, 64, 4, 2, hoists=False),
         64: Tile(32, 128, 8, 2, hoists=False),
     },
     (90, "queries"): dict.fromkeys((16, 32, 64), Tile(64, 64, 4, 2, hoists=False)),
