@@ -18,6 +18,7 @@ from cellfoundry_kernels.favor.blocks import (
     add_outer,
     add_products,
     as_operand,
+    block_column,
     block_features,
     exact_products,
     half_norm,
@@ -100,7 +101,7 @@ def backward_keys_kernel(
     gain = tl.math.exp2(-log_gain)
     shift = tl.load(scalars_ptr + 1) + tl.load(scalars_ptr + 2) - log_gain
     largest = power_of_two(tl.load(largest_ptr + group))
-    offset = load_block_columns(
+    offsets = load_block_columns(
         offset_ptr, 1.0 / largest, projection[0], FEATURES, FULL, BLOCK_M, TAIL_M, PRECISION
     )
 
@@ -136,9 +137,12 @@ def backward_keys_kernel(
             share_NM = tl.math.exp2(logits_NM * scale - log_mass_M[None, :] - shift_N[:, None])
             share_NM = share_NM.to(k_NK.dtype)
             grad_v_NK = tl.dot(share_NM, table[block], grad_v_NK, input_precision=PRECISION)
-            slope = add_products(slope, share_NM, offset[block], PRECISION)
+            offset = block_column(
+                offsets, offset_ptr, 1.0 / largest, block, FEATURES, FULL, BLOCK_M, TAIL_M, PRECISION
+            )
+            slope = add_products(slope, share_NM, offset, PRECISION)
             grad_share_NM = tl.dot(v_NK, tl.trans(table[block]), input_precision=PRECISION)
-            grad_share_NM = add_outer(grad_share_NM, inverse_N * largest, offset[block], PRECISION)
+            grad_share_NM = add_outer(grad_share_NM, inverse_N * largest, offset, PRECISION)
             grad_logits_NM = share_NM * grad_share_NM.to(share_NM.dtype)
             grad_k_NK = tl.dot(grad_logits_NM, projection[block], grad_k_NK, input_precision=PRECISION)
         # The logits' gradients of a key sum to this: its products with the table are those with dV.

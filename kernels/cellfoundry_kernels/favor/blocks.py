@@ -160,13 +160,28 @@ def load_block_columns(
     ptr, factor, like, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One number a feature times ``factor``, as a tuple of ``as_columns``."""
+    """One number a feature times ``factor``, as a tuple of ``as_columns``; nothing where ``block_column`` reads it."""
     tiles = ()
-    for block in tl.static_range(FULL + 1):
-        feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
-        column_M = tl.load(ptr + feature_M, mask=feature_M < FEATURES, other=0.0) * factor
-        tiles += (as_columns(column_M, like, PRECISION),)
+    if PRECISION != "ieee":
+        for block in tl.static_range(FULL + 1):
+            feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
+            column_M = tl.load(ptr + feature_M, mask=feature_M < FEATURES, other=0.0) * factor
+            tiles += (as_columns(column_M, like, PRECISION),)
     return tiles
+
+
+@triton.jit
+def block_column(
+    tiles, ptr, factor, block: tl.constexpr, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr,
+    TAIL_M: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """That of one block; float32 reads it for every tile of positions, because 17 blocks would hold 17 registers."""
+    if PRECISION == "ieee":
+        feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
+        column = tl.load(ptr + feature_M, mask=feature_M < FEATURES, other=0.0) * factor
+    else:
+        column = tiles[block]
+    return column
 
 
 @triton.jit

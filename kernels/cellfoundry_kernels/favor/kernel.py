@@ -36,13 +36,13 @@ from cellfoundry_kernels.favor.reference import FAVOR_EPSILON
 from cellfoundry_kernels.favor.tiles import (
     LOG2_E,
     REDUCE_COLUMNS,
-    REDUCE_OPTIONS,
     Kernel,
     constants,
     empty_heads_inside,
     operand_dtype,
     padded_features,
     reduce_constants,
+    reduce_options,
     row_strides,
     sizes_of,
     splits,
@@ -86,7 +86,7 @@ def _forward(
         *(sums, masses, tops, context_CHMK, log_mass_CHM, columns_CHXK, scalars_CHX),
         *(FAVOR_EPSILON, heads, cell_splits),
         **reduce_constants(features, head_dim, sizes),
-        **REDUCE_OPTIONS,
+        **reduce_options(features),
     )
     sizes = sizes_of("queries", q_CHQK)
     cell_splits, split_positions = splits(groups, queries, sizes)
@@ -205,7 +205,7 @@ def _backward(
         *(sums, slopes, log_mass_CHM, scalars_CHX, table_CHMK, offset_CHM, grad_columns_CHXK, largest),
         *(FAVOR_EPSILON, cell_splits),
         **reduce_constants(features, head_dim, sizes),
-        **REDUCE_OPTIONS,
+        **reduce_options(features),
     )
     sizes = sizes_of("backward_keys", k_CHPK)
     cell_splits, split_positions = splits(groups, positions, sizes)
@@ -300,7 +300,7 @@ def _launches(features: int, head_dim: int, dtype: torch.dtype, capability: int)
         reductions = {}
     for name, kernel in reductions.items():
         chosen = reduce_constants(features, head_dim, tile_for(name, dtype, capability, head_dim))
-        found.append(_launch(kernel, dtype, chosen, REDUCE_OPTIONS, capability))
+        found.append(_launch(kernel, dtype, chosen, reduce_options(features), capability))
     return found
 
 

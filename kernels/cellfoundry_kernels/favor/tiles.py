@@ -65,7 +65,7 @@ BFLOAT16: dict[tuple[int, Kernel], dict[int, Tile]] = {
     (80, "gradient_sums"): {16: Tile(32, 64, 4, 2), 32: Tile(32, 64, 4, 2), 64: Tile(16, 128, 8, 2)},
     (80, "backward_keys"): {
         16: Tile(64, 64, 4, 1),
-        32: Tile(64, 64, 8, 1),
+        32: Tile(32, 32, 4, 1),
         64: Tile(32, 64, 8, 1, holds_rests=False),
     },
     (90, "key_sums"): {
@@ -93,7 +93,7 @@ BFLOAT16: dict[tuple[int, Kernel], dict[int, Tile]] = {
 # Float32 products, which float16 inputs take too, run on the plain cores; longer tiles spill registers.
 SINGLE: dict[Kernel, dict[int, Tile]] = {
     "key_sums": dict.fromkeys((16, 32, 64), Tile(16, 16, 8, 1)),
-    "queries": dict.fromkeys((16, 32, 64), Tile(16, 64, 8, 1)),
+    "queries": {16: Tile(16, 64, 8, 1), 32: Tile(16, 32, 8, 1), 64: Tile(16, 64, 8, 1)},
     "backward_queries": dict.fromkeys((16, 32, 64), Tile(16, 64, 8, 1)),
     "gradient_sums": dict.fromkeys((16, 32, 64), Tile(16, 16, 8, 1)),
     "backward_keys": dict.fromkeys((16, 32, 64), Tile(16, 16, 8, 1)),
@@ -159,7 +159,12 @@ def constants(features: int, head_dim: int, dtype: torch.dtype, sizes: Tile) -> 
 
 # Of the kernels that add up splits, some columns a program.
 REDUCE_COLUMNS = 16
-REDUCE_OPTIONS: LaunchOptions = {"num_warps": 8, "num_stages": 2}
+
+
+def reduce_options(features: int) -> LaunchOptions:
+    """Options of those kernels: a warp for 64 features."""
+    return {"num_warps": min(max(triton.next_power_of_2(features) // 64, 1), 8), "num_stages": 2}
+
 
 
 def reduce_constants(features: int, head_dim: int, sizes: Tile) -> dict[str, Any]:
