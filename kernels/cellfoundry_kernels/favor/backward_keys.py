@@ -18,13 +18,13 @@ from cellfoundry_kernels.favor.blocks import (
     add_outer,
     add_products,
     as_operand,
-    block_column,
     block_features,
     exact_products,
     half_norm,
     load_block_columns,
     load_blocks,
     load_column,
+    load_features,
     load_rests,
     load_rows,
     power_of_two,
@@ -33,6 +33,24 @@ from cellfoundry_kernels.favor.blocks import (
     sums_as_column,
     zero_sums,
 )
+
+
+@triton.jit
+def add_block(
+    grad_k_NK, grad_v_NK, slope, k_NK, v_NK, shift_N, scale_N, scale, tile_MK, rest_MK, table_MK, offset,
+    log_mass_M, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds what the features of one block give to a tile's sums."""
+    logits_NM = exact_products(k_NK, tile_MK, rest_MK, PRECISION)
+    # No more than 2^12: a key's weighted exponential is part of the keys' mass of the feature.
+    share_NM = tl.math.exp2(logits_NM * scale - log_mass_M[None, :] - shift_N[:, None]).to(k_NK.dtype)
+    grad_v_NK = tl.dot(share_NM, table_MK, grad_v_NK, input_precision=PRECISION)
+    slope = add_products(slope, share_NM, offset, PRECISION)
+    grad_share_NM = tl.dot(v_NK, tl.trans(table_MK), input_precision=PRECISION)
+    grad_share_NM = add_outer(grad_share_NM, scale_N, offset, PRECISION)
+    grad_logits_NM = share_NM * grad_share_NM.to(share_NM.dtype)
+    grad_k_NK = tl.dot(grad_logits_NM, tile_MK, grad_k_NK, input_precision=PRECISION)
+    return grad_k_NK, grad_v_NK, slope
 
 
 @triton.jit
@@ -126,25 +144,32 @@ def backward_keys_kernel(
         grad_k_NK = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         grad_v_NK = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         slope = zero_sums(BLOCK_N, PRECISION)
-        for block in tl.static_range(FULL + 1):
-            feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
-            log_mass_M = tl.load(log_mass_ptr + feature_M, mask=feature_M < FEATURES, other=float("inf"))
-            rest_MK = rest_of(
-                rests, rest_ptr, block, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K, HOLDS_RESTS
-            )
-            logits_NM = exact_products(k_NK, projection[block], rest_MK, PRECISION)
-            # No more than 2^12: a key's weighted exponential is part of the keys' mass of the feature.
-            share_NM = tl.math.exp2(logits_NM * scale - log_mass_M[None, :] - shift_N[:, None])
-            share_NM = share_NM.to(k_NK.dtype)
-            grad_v_NK = tl.dot(share_NM, table[block], grad_v_NK, input_precision=PRECISION)
-            offset = block_column(
-                offsets, offset_ptr, 1.0 / largest, block, FEATURES, FULL, BLOCK_M, TAIL_M, PRECISION
-            )
-            slope = add_products(slope, share_NM, offset, PRECISION)
-            grad_share_NM = tl.dot(v_NK, tl.trans(table[block]), input_precision=PRECISION)
-            grad_share_NM = add_outer(grad_share_NM, inverse_N * largest, offset, PRECISION)
-            grad_logits_NM = share_NM * grad_share_NM.to(share_NM.dtype)
-            grad_k_NK = tl.dot(grad_logits_NM, projection[block], grad_k_NK, input_precision=PRECISION)
+        scale_N = inverse_N * largest
+        if PRECISION == "ieee":
+            # A loop, and operands from the cache: the plain cores hold rows of operands in registers, and those of
+            # more than one block at a time spill.
+            for block in tl.range(0, FULL + 1):
+                feature_M = block_features(block, FULL, BLOCK_M, BLOCK_M)
+                is_feature_M = feature_M < FEATURES
+                log_mass_M = tl.load(log_mass_ptr + feature_M, mask=is_feature_M, other=float("inf"))
+                offset_M = tl.load(offset_ptr + feature_M, mask=is_feature_M, other=0.0) / largest
+                tile_MK = load_features(projection_ptr, feature_M, FEATURES, CHANNELS, BLOCK_K)
+                table_MK = load_features(table_ptr, feature_M, FEATURES, CHANNELS, BLOCK_K)
+                grad_k_NK, grad_v_NK, slope = add_block(
+                    grad_k_NK, grad_v_NK, slope, k_NK, v_NK, shift_N, scale_N, scale, tile_MK, tile_MK, table_MK,
+                    offset_M, log_mass_M, PRECISION,
+                )  # fmt: skip
+        else:
+            for block in tl.static_range(FULL + 1):
+                feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
+                log_mass_M = tl.load(log_mass_ptr + feature_M, mask=feature_M < FEATURES, other=float("inf"))
+                rest_MK = rest_of(
+                    rests, rest_ptr, block, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K, HOLDS_RESTS
+                )
+                grad_k_NK, grad_v_NK, slope = add_block(
+                    grad_k_NK, grad_v_NK, slope, k_NK, v_NK, shift_N, scale_N, scale, projection[block], rest_MK,
+                    table[block], offsets[block], log_mass_M, PRECISION,
+                )  # fmt: skip
         # The logits' gradients of a key sum to this: its products with the table are those with dV.
         slope_N = (
             tl.sum(grad_v_NK * v_NK.to(tl.float32), 1) * size_N + sums_as_column(slope, PRECISION) * largest

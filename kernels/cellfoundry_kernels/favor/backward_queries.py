@@ -28,6 +28,8 @@ from cellfoundry_kernels.favor.blocks import (
     exact_products,
     load_blocks,
     load_column,
+    load_features,
+    load_full_blocks,
     load_rests,
     load_rows,
     power_of_two,
@@ -181,12 +183,14 @@ def gradient_sums_kernel(
     CHANNELS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PADDED_M: tl.constexpr,
     PRECISION: tl.constexpr,
     DISABLE_LICM: tl.constexpr,
 ) -> None:
     """Sums of ``g`` and ``d`` over one split of one head's queries, by feature.
 
-    A feature's exponentials are over the denominator, and so is the constant feature's 1.
+    A feature's exponentials are over the denominator, and so is the constant feature's 1. In float32 a program has
+    one block of the features, the tail, instead of all.
     """
     program = tl.program_id(0).to(tl.int64)
     group = program // cell_splits
@@ -197,18 +201,18 @@ def gradient_sums_kernel(
     grad_out_ptr += cell * grad_cell + head * grad_head
     rows_ptr += group * positions * 3
     delta_ptr += group * positions
-    projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
-    tail_MK = projection[FULL]
+    projection = load_full_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    feature_M = FULL * BLOCK_M + tl.program_id(1) * TAIL_M + tl.arange(0, TAIL_M)
+    tail_MK = load_features(projection_ptr, feature_M, FEATURES, CHANNELS, BLOCK_K)
     sums = zero_blocks(FULL, BLOCK_M, BLOCK_K)
     slopes = zero_block_sums(FULL, BLOCK_M, PRECISION)
     sum_KM = tl.zeros([BLOCK_K, TAIL_M], tl.float32)
     slope_NM = tl.zeros([BLOCK_N, TAIL_M], tl.float32)
-    feature_M = FULL * BLOCK_M + tl.arange(0, TAIL_M)
     is_constant_M = feature_M == FEATURES
     for start in tl.range(first, last, BLOCK_N, disable_licm=DISABLE_LICM):
         row_N = tl.minimum(tl.arange(0, BLOCK_N), last - 1 - start)
         is_query_N = start + tl.arange(0, BLOCK_N) < last
-        q_NK = as_operand(load_rows(q_ptr, start, row_N, q_row, BLOCK_K, CHANNELS), projection[0])
+        q_NK = as_operand(load_rows(q_ptr, start, row_N, q_row, BLOCK_K, CHANNELS), tail_MK)
         grad_NK = load_rows(grad_out_ptr, start, row_N, grad_row, BLOCK_K, CHANNELS)
         rows = rows_ptr + 3 * (start + tl.arange(0, BLOCK_N))
         log_total_N = tl.load(rows, mask=is_query_N, other=float("inf"))
@@ -218,9 +222,9 @@ def gradient_sums_kernel(
         delta = as_columns(delta_N, grad_NK, PRECISION)
         new_sums, new_slopes = (), ()
         for block in tl.static_range(FULL):
-            logits_MN = tl.dot(projection[block], tl.trans(q_NK), input_precision=PRECISION)
+            logits_MN = tl.dot(projection[block], tl.trans(q_NK))
             share_MN = tl.math.exp2(logits_MN * scale - log_total_N[None, :])
-            sum_MK, slope = add_weighted(sums[block], slopes[block], share_MN, grad_NK, delta, PRECISION)
+            sum_MK, slope = add_weighted(sums[block], slopes[block], share_MN, grad_NK, delta)
             new_sums += (sum_MK,)
             new_slopes += (slope,)
         sums, slopes = new_sums, new_slopes
@@ -230,7 +234,6 @@ def gradient_sums_kernel(
         sum_KM = add_weighted_columns(sum_KM, share_NM, grad_NK, PRECISION)
         slope_NM += share_NM * delta_N[:, None]
 
-    PADDED_M: tl.constexpr = FULL * BLOCK_M + TAIL_M
     sums_ptr += program * PADDED_M * CHANNELS
     slopes_ptr += program * PADDED_M
     column_K = tl.arange(0, BLOCK_K)

@@ -44,22 +44,44 @@ def load_column(ptr, BLOCK_K: tl.constexpr, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def block_features(block: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr):
-    """Feature numbers of one block."""
-    size: tl.constexpr = BLOCK_M if block < FULL else TAIL_M
-    return block * BLOCK_M + tl.arange(0, size)
+def block_features(block, FULL: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr):
+    """Feature numbers of one block; ``block`` is a constant, unless all blocks have one size."""
+    if BLOCK_M == TAIL_M:
+        feature_M = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    else:
+        size: tl.constexpr = BLOCK_M if block < FULL else TAIL_M
+        feature_M = block * BLOCK_M + tl.arange(0, size)
+    return feature_M
+
+
+@triton.jit
+def load_features(ptr, feature_M, FEATURES: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """A (M, K) tile of a (features, channels) matrix, zeros past its end."""
+    column_K = tl.arange(0, BLOCK_K)
+    mask_MK = (feature_M < FEATURES)[:, None] & (column_K < CHANNELS)[None, :]
+    return tl.load(ptr + (feature_M[:, None] * CHANNELS + column_K[None, :]), mask=mask_MK, other=0.0)
 
 
 @triton.jit
 def load_block(
-    ptr, block: tl.constexpr, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr,
-    TAIL_M: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr,
+    ptr, block, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One (M, K) tile of a (features, channels) matrix, zeros past its end."""
-    column_K = tl.arange(0, BLOCK_K)
+    """One block of such a matrix."""
     feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
-    mask_MK = (feature_M < FEATURES)[:, None] & (column_K < CHANNELS)[None, :]
-    return tl.load(ptr + (feature_M[:, None] * CHANNELS + column_K[None, :]), mask=mask_MK, other=0.0)
+    return load_features(ptr, feature_M, FEATURES, CHANNELS, BLOCK_K)
+
+
+@triton.jit
+def load_full_blocks(
+    ptr, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """As ``load_blocks``, without the tail."""
+    tiles = ()
+    for block in tl.static_range(FULL):
+        tiles += (load_block(ptr, block, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K),)
+    return tiles
 
 
 @triton.jit
@@ -110,18 +132,15 @@ def add_products(sums, rows_MN, columns, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def add_weighted(sums_MK, column, weight_MN, rows_NK, columns, PRECISION: tl.constexpr):
+def add_weighted(sums_MK, column, weight_MN, rows_NK, columns):
     """Adds weighted sums of rows, and the products of the weights with a column of ``as_columns``.
 
     bfloat16 alone would round the weights by 2^-9: what that left is added too, which makes it 2^-17.
     """
     rounded_MN = weight_MN.to(rows_NK.dtype)
-    sums_MK = tl.dot(rounded_MN, rows_NK, sums_MK, input_precision=PRECISION)
-    column = add_products(column, rounded_MN, columns, PRECISION)
-    if PRECISION != "ieee":
-        rest_MN = (weight_MN - rounded_MN.to(tl.float32)).to(rows_NK.dtype)
-        sums_MK = tl.dot(rest_MN, rows_NK, sums_MK, input_precision=PRECISION)
-        column = add_products(column, rest_MN, columns, PRECISION)
+    rest_MN = (weight_MN - rounded_MN.to(tl.float32)).to(rows_NK.dtype)
+    sums_MK = tl.dot(rest_MN, rows_NK, tl.dot(rounded_MN, rows_NK, sums_MK))
+    column = tl.dot(rest_MN, columns, tl.dot(rounded_MN, columns, column))
     return sums_MK, column
 
 
@@ -160,28 +179,13 @@ def load_block_columns(
     ptr, factor, like, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One number a feature times ``factor``, as a tuple of ``as_columns``; nothing where ``block_column`` reads it."""
+    """One number a feature times ``factor``, as a tuple of ``as_columns``."""
     tiles = ()
-    if PRECISION != "ieee":
-        for block in tl.static_range(FULL + 1):
-            feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
-            column_M = tl.load(ptr + feature_M, mask=feature_M < FEATURES, other=0.0) * factor
-            tiles += (as_columns(column_M, like, PRECISION),)
-    return tiles
-
-
-@triton.jit
-def block_column(
-    tiles, ptr, factor, block: tl.constexpr, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr,
-    TAIL_M: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """That of one block; float32 reads it for every tile of positions, because 17 blocks would hold 17 registers."""
-    if PRECISION == "ieee":
+    for block in tl.static_range(FULL + 1):
         feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
-        column = tl.load(ptr + feature_M, mask=feature_M < FEATURES, other=0.0) * factor
-    else:
-        column = tiles[block]
-    return column
+        column_M = tl.load(ptr + feature_M, mask=feature_M < FEATURES, other=0.0) * factor
+        tiles += (as_columns(column_M, like, PRECISION),)
+    return tiles
 
 
 @triton.jit

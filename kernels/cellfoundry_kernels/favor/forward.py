@@ -33,8 +33,11 @@ from cellfoundry_kernels.favor.blocks import (
     block_features,
     exact_products,
     half_norm,
+    load_block,
     load_blocks,
     load_column,
+    load_features,
+    load_full_blocks,
     load_rows,
     power_of_two,
     store_rows,
@@ -45,14 +48,16 @@ from cellfoundry_kernels.favor.blocks import (
 
 
 @triton.jit
-def _exponent_shift(projection, FULL: tl.constexpr):
+def _exponent_shift(
+    projection_ptr, FEATURES: tl.constexpr, PADDED_M: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
     """What keeps every ``a - n`` below 86: that is at most half a feature's squared norm, ``|P|^2 / 2``.
 
     It is 0, or a few for the longest features of a head of 64. What then underflows is far below epsilon's weight.
     """
     longest = 0.0
-    for block in tl.static_range(FULL + 1):
-        tile_MK = projection[block].to(tl.float32)
+    for block in tl.range(0, PADDED_M // 16):
+        tile_MK = load_block(projection_ptr, block, FEATURES, 0, 16, 16, CHANNELS, BLOCK_K).to(tl.float32)
         longest = tl.maximum(longest, tl.max(tl.sum(tile_MK * tile_MK, 1), 0))
     return tl.maximum(longest * (0.5 * 1.4426950408889634) - 86.0, 0.0)
 
@@ -86,30 +91,35 @@ def key_sums_kernel(
     CHANNELS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PADDED_M: tl.constexpr,
     PRECISION: tl.constexpr,
     DISABLE_LICM: tl.constexpr,
 ) -> None:
-    """Sums of one split of one head's keys, ``sum w E V`` and ``sum w E`` by feature, and the largest product."""
+    """Sums of one split of one head's keys, ``sum w E V`` and ``sum w E`` by feature, and the largest product.
+
+    In float32 a program has one block of the features, the tail, instead of all.
+    """
     program = tl.program_id(0).to(tl.int64)
     cell, head = program // cell_splits // heads, program // cell_splits % heads
     first = (tl.program_id(0) % cell_splits) * split_positions
     last = tl.minimum(first + split_positions, positions)
     k_ptr += cell * k_cell + head * k_head
     v_ptr += cell * v_cell + head * v_head
-    projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
-    tail_MK = projection[FULL]
-    rests = load_blocks(rest_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    projection = load_full_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    rests = load_full_blocks(rest_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    feature_M = FULL * BLOCK_M + tl.program_id(1) * TAIL_M + tl.arange(0, TAIL_M)
+    tail_MK = load_features(projection_ptr, feature_M, FEATURES, CHANNELS, BLOCK_K)
+    rest_MK = load_features(rest_ptr, feature_M, FEATURES, CHANNELS, BLOCK_K)
     sums = zero_blocks(FULL, BLOCK_M, BLOCK_K)
     masses = zero_block_sums(FULL, BLOCK_M, PRECISION)
     top_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
     # The tail is too short for the rows of a tensor core product: it lies along the columns. Behind the last feature
     # comes the constant one, whose sums are those of the values and the weights.
-    feature_M = FULL * BLOCK_M + tl.arange(0, TAIL_M)
     is_constant_M = feature_M == FEATURES
     sum_KM = tl.zeros([BLOCK_K, TAIL_M], tl.float32)
     mass_NM = tl.zeros([BLOCK_N, TAIL_M], tl.float32)
     top_NM = tl.full([BLOCK_N, TAIL_M], float("-inf"), tl.float32)
-    shift = _exponent_shift(projection, FULL)
+    shift = _exponent_shift(projection_ptr, FEATURES, PADDED_M, CHANNELS, BLOCK_K)
 
     for start in tl.range(first, last, BLOCK_N, disable_licm=DISABLE_LICM):
         # Past the end the last key is read again, with a weight of zero: no maximum sees it.
@@ -124,27 +134,25 @@ def key_sums_kernel(
             shift_N -= tl.math.log2(tl.maximum(weight_N, 1e-30))
             is_key_N &= weight_N > 0
         shift_N = tl.where(is_key_N, shift_N, float("inf"))
-        k_NK, v_NK = as_operand(k_NK, projection[0]), as_summand(v_NK)
+        k_NK, v_NK = as_operand(k_NK, tail_MK), as_summand(v_NK)
         ones = as_columns(tl.full([BLOCK_N], 1.0, tl.float32), v_NK, PRECISION)
         new_sums, new_masses = (), ()
         for block in tl.static_range(FULL):
-            logits_MN = tl.dot(projection[block], tl.trans(k_NK), input_precision=PRECISION)
-            if PRECISION != "ieee":
-                logits_MN = tl.dot(rests[block], tl.trans(k_NK), logits_MN)
+            logits_MN = tl.dot(projection[block], tl.trans(k_NK))
+            logits_MN = tl.dot(rests[block], tl.trans(k_NK), logits_MN)
             top_M = tl.maximum(top_M, tl.max(logits_MN, 1))
             exponential_MN = tl.math.exp2(logits_MN * scale - shift_N[None, :])
-            sum_MK, mass = add_weighted(sums[block], masses[block], exponential_MN, v_NK, ones, PRECISION)
+            sum_MK, mass = add_weighted(sums[block], masses[block], exponential_MN, v_NK, ones)
             new_sums += (sum_MK,)
             new_masses += (mass,)
         sums, masses = new_sums, new_masses
-        logits_NM = exact_products(k_NK, tail_MK, rests[FULL], PRECISION)
+        logits_NM = exact_products(k_NK, tail_MK, rest_MK, PRECISION)
         top_NM = tl.maximum(top_NM, logits_NM)
         exponential_NM = tl.math.exp2(logits_NM * scale - shift_N[:, None])
         exponential_NM = tl.where(is_constant_M[None, :], weight_N[:, None], exponential_NM)
         sum_KM = add_weighted_columns(sum_KM, exponential_NM, v_NK, PRECISION)
         mass_NM += exponential_NM
 
-    PADDED_M: tl.constexpr = FULL * BLOCK_M + TAIL_M
     sums_ptr += program * PADDED_M * CHANNELS
     masses_ptr += program * PADDED_M
     column_K = tl.arange(0, BLOCK_K)
@@ -159,8 +167,9 @@ def key_sums_kernel(
         offset_MK = feature_M[:, None] * CHANNELS + column_K[None, :]
         tl.store(sums_ptr + offset_MK, sums[block], mask=is_column_K[None, :])
         tl.store(masses_ptr + feature_M, sums_as_column(masses[block], PRECISION))
-    tl.store(tops_ptr + 2 * program, top * scale)
-    tl.store(tops_ptr + 2 * program + 1, shift)
+    tops_ptr += 2 * (program * tl.num_programs(1) + tl.program_id(1))
+    tl.store(tops_ptr, top * scale)
+    tl.store(tops_ptr + 1, shift)
 
 
 @triton.jit
@@ -175,6 +184,7 @@ def context_kernel(
     epsilon,
     heads,
     cell_splits,
+    parts,
     FEATURES: tl.constexpr,
     CHANNELS: tl.constexpr,
     PADDED_M: tl.constexpr,
@@ -194,7 +204,7 @@ def context_kernel(
     is_value_MD = is_feature_M[:, None] & is_column_D[None, :]
 
     stabilizer = tl.full([], float("-inf"), tl.float32)
-    cell_programs = heads * cell_splits
+    cell_programs = heads * cell_splits * parts
     first_top_ptr = tops_ptr + group // heads * cell_programs * 2
     for start in range(0, cell_programs, 256):
         other = start + tl.arange(0, 256)
@@ -239,6 +249,25 @@ def context_kernel(
         tl.store(scalars_ptr + group * 4 + 2, stabilizer)
         share = tl.max(tl.where(is_feature_M, key_mass_M / tl.maximum(mass_M, 1e-30), 0.0), 0)
         tl.store(scalars_ptr + group * 4 + 3, tl.math.log2(tl.maximum(share, 1e-30)))
+
+
+@triton.jit
+def attend_block(
+    out_NK, total_N, top_N, q_NK, tile_MK, context_MK, log_mass_M, is_feature_M, scale, FIRST: tl.constexpr,
+    PADDED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds what a tile of queries reads from the features of one block: the ``FIRST``, or one that is ``PADDED``."""
+    logits_NM = tl.dot(q_NK, tl.trans(tile_MK), input_precision=PRECISION)
+    if PADDED:
+        logits_NM = tl.where(is_feature_M[None, :], logits_NM, float("-inf"))
+    new_top_N = tl.maximum(top_N, tl.max(logits_NM, 1) * scale)
+    share_NM = tl.math.exp2(logits_NM * scale + log_mass_M[None, :] - new_top_N[:, None])
+    if not FIRST:
+        rescale_N = tl.math.exp2(top_N - new_top_N)
+        out_NK, total_N = out_NK * rescale_N[:, None], total_N * rescale_N
+    total_N += tl.sum(share_NM, 1)
+    out_NK = tl.dot(share_NM.to(q_NK.dtype), context_MK, out_NK, input_precision=PRECISION)
+    return out_NK, total_N, new_top_N
 
 
 @triton.jit
@@ -302,20 +331,25 @@ def queries_kernel(
         total_N = tl.zeros([BLOCK_N], tl.float32)
         top_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
         # As an online softmax: what is summed is relative to each query's largest product so far.
-        for block in tl.static_range(FULL + 1):
-            feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
-            log_mass_M = tl.load(log_mass_ptr + feature_M, mask=feature_M < FEATURES, other=0.0)
-            logits_NM = tl.dot(q_NK, tl.trans(projection[block]), input_precision=PRECISION)
-            if block == FULL:
-                logits_NM = tl.where((feature_M < FEATURES)[None, :], logits_NM, float("-inf"))
-            new_top_N = tl.maximum(top_N, tl.max(logits_NM, 1) * scale)
-            share_NM = tl.math.exp2(logits_NM * scale + log_mass_M[None, :] - new_top_N[:, None])
-            if block > 0:
-                rescale_N = tl.math.exp2(top_N - new_top_N)
-                out_NK, total_N = out_NK * rescale_N[:, None], total_N * rescale_N
-            total_N += tl.sum(share_NM, 1)
-            out_NK = tl.dot(share_NM.to(q_NK.dtype), context[block], out_NK, input_precision=PRECISION)
-            top_N = new_top_N
+        if PRECISION == "ieee":
+            # A loop, and operands from the cache, for the reason that ``backward_keys`` gives.
+            for block in tl.range(0, FULL + 1):
+                feature_M = block_features(block, FULL, BLOCK_M, BLOCK_M)
+                log_mass_M = tl.load(log_mass_ptr + feature_M, mask=feature_M < FEATURES, other=0.0)
+                tile_MK = load_features(projection_ptr, feature_M, FEATURES, CHANNELS, BLOCK_K)
+                context_MK = load_features(context_ptr, feature_M, FEATURES, CHANNELS, BLOCK_K)
+                out_NK, total_N, top_N = attend_block(
+                    out_NK, total_N, top_N, q_NK, tile_MK, context_MK, log_mass_M, feature_M < FEATURES, scale,
+                    False, True, PRECISION,
+                )  # fmt: skip
+        else:
+            for block in tl.static_range(FULL + 1):
+                feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
+                log_mass_M = tl.load(log_mass_ptr + feature_M, mask=feature_M < FEATURES, other=0.0)
+                out_NK, total_N, top_N = attend_block(
+                    out_NK, total_N, top_N, q_NK, projection[block], context[block], log_mass_M,
+                    feature_M < FEATURES, scale, block == 0, block == FULL, PRECISION,
+                )  # fmt: skip
         factor_N = tl.math.exp2(-norm_N)
         denominator_N = factor_N * total_N + epsilon_share
         rows = rows_ptr + 3 * (start + tl.arange(0, BLOCK_N))

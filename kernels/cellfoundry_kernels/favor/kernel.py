@@ -40,12 +40,14 @@ from cellfoundry_kernels.favor.tiles import (
     constants,
     empty_heads_inside,
     operand_dtype,
-    padded_features,
     reduce_constants,
     reduce_options,
     row_strides,
     sizes_of,
     splits,
+    sums_constants,
+    sums_features,
+    sums_parts,
     tile_for,
     with_dense_rows,
 )
@@ -70,22 +72,23 @@ def _forward(
 
     sizes = sizes_of("key_sums", k_CHPK)
     cell_splits, split_positions = splits(groups, positions, sizes)
-    programs, padded = groups * cell_splits, padded_features(features, sizes.features)
+    programs, padded = groups * cell_splits, sums_features(features, k_CHPK.dtype, sizes)
+    parts = sums_parts(features, k_CHPK.dtype, sizes)
     sums = scalars_CHX.new_empty(programs, padded, head_dim)
-    masses, tops = sums.new_empty(programs, padded), sums.new_empty(programs, 2)
-    key_sums_kernel[(programs,)](
+    masses, tops = sums.new_empty(programs, padded), sums.new_empty(programs, parts, 2)
+    key_sums_kernel[(programs, parts)](
         *(k_CHPK, v_CHPK, weight_CP, rounded_MK, rest_MK, sums, masses, tops),
         *scales,
         *row_strides(k_CHPK),
         *row_strides(v_CHPK),
         *(heads, positions, split_positions, cell_splits),
-        **constants(features, head_dim, k_CHPK.dtype, sizes),
+        **sums_constants(features, head_dim, k_CHPK.dtype, sizes),
         **sizes.options,
     )
     context_kernel[(groups, triton.cdiv(head_dim, REDUCE_COLUMNS))](
         *(sums, masses, tops, context_CHMK, log_mass_CHM, columns_CHXK, scalars_CHX),
-        *(FAVOR_EPSILON, heads, cell_splits),
-        **reduce_constants(features, head_dim, sizes),
+        *(FAVOR_EPSILON, heads, cell_splits, parts),
+        **reduce_constants(features, head_dim, k_CHPK.dtype, sizes),
         **reduce_options(features),
     )
     sizes = sizes_of("queries", q_CHQK)
@@ -188,15 +191,15 @@ def _backward(
     )
     sizes = sizes_of("gradient_sums", q_CHQK)
     cell_splits, split_positions = splits(groups, queries, sizes)
-    programs, padded = groups * cell_splits, padded_features(features, sizes.features)
+    programs, padded = groups * cell_splits, sums_features(features, q_CHQK.dtype, sizes)
     sums, slopes = delta.new_empty(programs, padded, head_dim), delta.new_empty(programs, padded)
-    gradient_sums_kernel[(programs,)](
+    gradient_sums_kernel[(programs, sums_parts(features, q_CHQK.dtype, sizes))](
         *(q_CHQK, grad_CHQK, rows_CHQX, delta, rounded_MK, sums, slopes),
         scale,
         *row_strides(q_CHQK),
         *row_strides(grad_CHQK),
         *(heads, queries, split_positions, cell_splits),
-        **constants(features, head_dim, q_CHQK.dtype, sizes),
+        **sums_constants(features, head_dim, q_CHQK.dtype, sizes),
         **sizes.options,
     )
     table_CHMK, offset_CHM = torch.empty_like(context_CHMK), torch.empty_like(log_mass_CHM)
@@ -204,7 +207,7 @@ def _backward(
     gradient_context_kernel[(groups, triton.cdiv(head_dim, REDUCE_COLUMNS))](
         *(sums, slopes, log_mass_CHM, scalars_CHX, table_CHMK, offset_CHM, grad_columns_CHXK, largest),
         *(FAVOR_EPSILON, cell_splits),
-        **reduce_constants(features, head_dim, sizes),
+        **reduce_constants(features, head_dim, q_CHQK.dtype, sizes),
         **reduce_options(features),
     )
     sizes = sizes_of("backward_keys", k_CHPK)
@@ -288,25 +291,22 @@ def _launches(features: int, head_dim: int, dtype: torch.dtype, capability: int)
         "gradient_sums": gradient_sums_kernel,
         "backward_keys": backward_keys_kernel,
     }
+    reductions: dict[Kernel, Any] = {"key_sums": context_kernel, "gradient_sums": gradient_context_kernel}
     found = []
     for name, kernel in kernels.items():
         sizes = tile_for(name, dtype, capability, head_dim)
-        chosen = constants(features, head_dim, dtype, sizes)
+        chosen = (sums_constants if name in reductions else constants)(features, head_dim, dtype, sizes)
         if "HOLDS_RESTS" in kernel.arg_names:
             chosen |= {"HOLDS_RESTS": sizes.holds_rests}
         found.append(_launch(kernel, dtype, chosen, sizes.options, capability))
-    reductions: dict[Kernel, Any] = {"key_sums": context_kernel, "gradient_sums": gradient_context_kernel}
-    if dtype == torch.float16:  # whose are those of float32
-        reductions = {}
-    for name, kernel in reductions.items():
-        chosen = reduce_constants(features, head_dim, tile_for(name, dtype, capability, head_dim))
+    # Those of float16 are float32's.
+    for name, kernel in reductions.items() if dtype != torch.float16 else ():
+        chosen = reduce_constants(features, head_dim, dtype, tile_for(name, dtype, capability, head_dim))
         found.append(_launch(kernel, dtype, chosen, reduce_options(features), capability))
     return found
 
 
-def _launch(
-    kernel: Any, dtype: torch.dtype, chosen: dict[str, Any], options: Any, capability: int
-) -> Launch:
+def _launch(kernel: Any, dtype: torch.dtype, chosen: dict[str, Any], options: Any, capability: int) -> Launch:
     """One launch; its tensors are inputs and gradients in ``dtype``, operands made inside, or float32."""
     operands = ("projection_ptr", "rest_ptr", "context_ptr", "table_ptr")
     inputs = ("q_ptr", "k_ptr", "v_ptr", "out_ptr", "grad_out_ptr", "grad_q_ptr", "grad_k_ptr", "grad_v_ptr")

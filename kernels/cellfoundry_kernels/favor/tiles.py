@@ -92,11 +92,11 @@ BFLOAT16: dict[tuple[int, Kernel], dict[int, Tile]] = {
 }
 # Float32 products, which float16 inputs take too, run on the plain cores; longer tiles spill registers.
 SINGLE: dict[Kernel, dict[int, Tile]] = {
-    "key_sums": dict.fromkeys((16, 32, 64), Tile(16, 16, 8, 1)),
-    "queries": {16: Tile(16, 64, 8, 1), 32: Tile(16, 32, 8, 1), 64: Tile(16, 64, 8, 1)},
+    "key_sums": dict.fromkeys((16, 32, 64), Tile(32, 32, 8, 1)),
+    "queries": dict.fromkeys((16, 32, 64), Tile(32, 64, 8, 1)),
     "backward_queries": dict.fromkeys((16, 32, 64), Tile(16, 64, 8, 1)),
-    "gradient_sums": dict.fromkeys((16, 32, 64), Tile(16, 16, 8, 1)),
-    "backward_keys": dict.fromkeys((16, 32, 64), Tile(16, 16, 8, 1)),
+    "gradient_sums": dict.fromkeys((16, 32, 64), Tile(32, 32, 8, 1)),
+    "backward_keys": dict.fromkeys((16, 32, 64), Tile(32, 16, 8, 1)),
 }
 # Programs of a launch: about four rounds of two programs on each of 132 multiprocessors.
 PROGRAMS = 1024
@@ -108,10 +108,7 @@ LARGEST_PROJECTION = 272 * 64
 
 def tile_for(kernel: Kernel, dtype: torch.dtype, capability: int, head_dim: int) -> Tile:
     """The tile of a launch; newer devices take the newest entry, longer heads the last."""
-    if dtype == torch.bfloat16:
-        entries = BFLOAT16[90 if capability >= 90 else 80, kernel]
-    else:
-        entries = SINGLE[kernel]
+    entries = BFLOAT16[90 if capability >= 90 else 80, kernel] if dtype == torch.bfloat16 else SINGLE[kernel]
     return entries[min(tile(head_dim), 64)]
 
 
@@ -136,6 +133,20 @@ def padded_features(features: int, block_m: int) -> int:
     return blocks["FULL"] * block_m + blocks["TAIL_M"]
 
 
+def sums_parts(features: int, dtype: torch.dtype, sizes: Tile) -> int:
+    """Programs that share the features of one split of the sums: in float32 one a block."""
+    exact = operand_dtype(dtype) == torch.float32
+    return triton.cdiv(features + 1, sizes.features) if exact else 1
+
+
+def sums_features(features: int, dtype: torch.dtype, sizes: Tile) -> int:
+    """Features in the sums of one split, with the constant one behind the last."""
+    parts = sums_parts(features, dtype, sizes)
+    if operand_dtype(dtype) == torch.float32:
+        return parts * sizes.features
+    return padded_features(features, sizes.features)
+
+
 def operand_dtype(dtype: torch.dtype) -> torch.dtype:
     """Type of matrix operands made inside: what is rounded must be finer than the inputs.
 
@@ -157,6 +168,14 @@ def constants(features: int, head_dim: int, dtype: torch.dtype, sizes: Tile) -> 
     }
 
 
+def sums_constants(features: int, head_dim: int, dtype: torch.dtype, sizes: Tile) -> dict[str, Any]:
+    """``constexpr`` arguments of the kernels that sum over positions."""
+    chosen = constants(features, head_dim, dtype, sizes)
+    if operand_dtype(dtype) == torch.float32:  # a program's block is its tail
+        chosen |= {"FULL": 0, "TAIL_M": sizes.features}
+    return chosen | {"PADDED_M": sums_features(features, dtype, sizes)}
+
+
 # Of the kernels that add up splits, some columns a program.
 REDUCE_COLUMNS = 16
 
@@ -166,13 +185,12 @@ def reduce_options(features: int) -> LaunchOptions:
     return {"num_warps": min(max(triton.next_power_of_2(features) // 64, 1), 8), "num_stages": 2}
 
 
-
-def reduce_constants(features: int, head_dim: int, sizes: Tile) -> dict[str, Any]:
+def reduce_constants(features: int, head_dim: int, dtype: torch.dtype, sizes: Tile) -> dict[str, Any]:
     """``constexpr`` arguments of the kernels that add up splits of ``sums`` launches."""
     return {
         "FEATURES": features,
         "CHANNELS": head_dim,
-        "PADDED_M": padded_features(features, sizes.features),
+        "PADDED_M": sums_features(features, dtype, sizes),
         "BLOCK_M": triton.next_power_of_2(features),
         "BLOCK_D": REDUCE_COLUMNS,
     }

@@ -123,8 +123,8 @@ def test_logits_small_and_large(scale: float, bound: float) -> None:
             assert relative_rms(actual, expected) <= max(bound, 2 * relative_rms(torch_own, expected))
 
 
-# What bfloat16 inputs run, which the interpreter cannot: its tiles and its float16 operands, on float32 inputs that hold
-# bfloat16's numbers. Sums are float32's; the weights of bfloat16's are tested by themselves below.
+# What bfloat16 inputs run, which the interpreter cannot: its tiles and its float16 operands, on float32 inputs that
+# hold bfloat16's numbers. Sums are float32's; the weights of bfloat16's are tested by themselves below.
 def run_as_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     tile_for = tiles.tile_for
     monkeypatch.setattr(tiles, "tile_for", lambda kernel, _, *more: tile_for(kernel, BF16, *more))
@@ -166,12 +166,10 @@ def weighted_sums_kernel(weight_ptr, rows_ptr, sums_ptr, totals_ptr, columns_ptr
     rows_NK, weight_MN = tl.load(rows_ptr + place_MN), tl.load(weight_ptr + place_MN)
     ones = as_columns(tl.full([SIZE], 1.0, tl.float32), rows_NK, "tf32")
     sums_MK, totals = tl.zeros([SIZE, SIZE], tl.float32), zero_sums(SIZE, "tf32")
-    sums_MK, totals = add_weighted(sums_MK, totals, weight_MN, rows_NK, ones, "tf32")
+    sums_MK, totals = add_weighted(sums_MK, totals, weight_MN, rows_NK, ones)
     tl.store(sums_ptr + place_MN, sums_MK)
     tl.store(totals_ptr + place, sums_as_column(totals, "tf32"))
-    sums_KM = add_weighted_columns(
-        tl.zeros([SIZE, SIZE], tl.float32), tl.trans(weight_MN), rows_NK, "tf32"
-    )
+    sums_KM = add_weighted_columns(tl.zeros([SIZE, SIZE], tl.float32), tl.trans(weight_MN), rows_NK, "tf32")
     tl.store(columns_ptr + place_MN, sums_KM)
 
 
