@@ -90,13 +90,14 @@ BFLOAT16: dict[tuple[int, Kernel], dict[int, Tile]] = {
         64: Tile(64, 64, 8, 1, hoists=False),
     },
 }
-# Float32 products, which float16 inputs take too, run on the plain cores; longer tiles spill registers.
+# Float32, which float16 inputs take too, runs on the plain cores. They hold rows of both operands of a product in
+# registers, so all but dQ walk over blocks of features in a loop instead of keeping all in shared memory.
 SINGLE: dict[Kernel, dict[int, Tile]] = {
     "key_sums": dict.fromkeys((16, 32, 64), Tile(32, 32, 8, 1)),
-    "queries": dict.fromkeys((16, 32, 64), Tile(32, 64, 8, 1)),
-    "backward_queries": dict.fromkeys((16, 32, 64), Tile(16, 64, 8, 1)),
+    "queries": {16: Tile(32, 64, 8, 1), 32: Tile(32, 64, 8, 1), 64: Tile(32, 16, 8, 1)},
+    "backward_queries": {16: Tile(16, 64, 8, 1), 32: Tile(16, 16, 8, 1), 64: Tile(16, 64, 8, 1)},
     "gradient_sums": dict.fromkeys((16, 32, 64), Tile(32, 32, 8, 1)),
-    "backward_keys": dict.fromkeys((16, 32, 64), Tile(32, 16, 8, 1)),
+    "backward_keys": {16: Tile(16, 16, 8, 1), 32: Tile(32, 16, 8, 1), 64: Tile(32, 16, 8, 1)},
 }
 # Programs of a launch: about four rounds of two programs on each of 132 multiprocessors.
 PROGRAMS = 1024
