@@ -72,8 +72,9 @@ class Cluster:
 
         Raises:
             ClusterError: nothing answers, or no Ray dashboard; no token, a wrong one, or a cluster without
-                authentication on another machine and not ``insecure``.
+                authentication on another machine and not ``insecure``; the extra ``cluster`` is not installed.
         """
+        _check_installed()
         self.address = dashboard_address(address)
         open_allowed = insecure or is_loopback(self.address)
         if not open_allowed and not _sends_token():
@@ -214,6 +215,15 @@ def exit_code(job: Any) -> int:
         return 143
     code = job.driver_exit_code
     return 1 if not code else int(code) if code > 0 else 128 - int(code)
+
+
+def _check_installed() -> None:
+    try:
+        import aiohttp  # noqa: F401 by which Ray's SDK streams logs
+    except ImportError:
+        raise ClusterError(
+            "Ray's Jobs API needs packages that are not installed: pip install 'cellfoundry[cluster]'."
+        ) from None
 
 
 def _sends_token() -> bool:

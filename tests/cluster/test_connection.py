@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +100,12 @@ def test_what_is_no_dashboard_is_said_to_be_none(body: str) -> None:
         Cluster(f"http://127.0.0.1:{port}")
 
 
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(ClusterError, match=r"pip install 'cellfoundry\[cluster\]'"):
+        Cluster("http://127.0.0.1:1")
+
+
 def test_nobody_there() -> None:
     with pytest.raises(ClusterError, match=r"nothing answers at http://127\.0\.0\.1:"):
         Cluster(f"http://127.0.0.1:{free_ports(1)[0]}")
@@ -148,7 +156,7 @@ def test_a_token_without_its_mode_is_asked_for(head: Head) -> None:
     assert_refused(head, "asks for a token: set RAY_AUTH_MODE=token", RAY_AUTH_MODE="")
 
 
-def test_a_token_file_is_as_good(head: Head, tmp_path) -> None:
+def test_a_token_file_is_as_good(head: Head, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(TOKEN)
     ran = head.cellfoundry("jobs", "list", RAY_AUTH_TOKEN="", RAY_AUTH_TOKEN_PATH=str(file))

@@ -16,7 +16,7 @@ import pytest
 
 from cellfoundry.cluster.bundle import MAX_INPUT_BYTES
 
-from .conftest import TOKEN, Head
+from .conftest import COMMAND_WITHIN_S, TOKEN, Head
 
 # Shell lines, for what no short command of ours does. They are sent at once: a job takes seconds to start.
 SHELL_JOBS = {
@@ -25,6 +25,7 @@ SHELL_JOBS = {
     "detached": "echo working; exec sleep 600",
     "stopped": "trap 'echo saving; exit 0' TERM; echo working; while :; do sleep 0.2; done",
 }
+ENTRYPOINT = "Running entrypoint for job "
 SEND = """
 import json, pathlib, sys, tempfile
 from cellfoundry.cluster.connection import Cluster
@@ -42,11 +43,18 @@ sys.exit(follow_to_the_end(Cluster(), sys.argv[1]))
 """
 
 
+def own_lines(log: str) -> list[str]:
+    """What the job itself wrote; Ray adds lines of its own, "Running entrypoint" at any place."""
+    return [line for line in log.splitlines() if "INFO job_manager" not in line and ENTRYPOINT not in line]
+
+
 @pytest.fixture(scope="module")
 def shell_jobs(head: Head) -> Head:
     """The head with ``SHELL_JOBS`` sent to it."""
     command = [sys.executable, "-c", SEND, json.dumps(SHELL_JOBS)]
-    sent = subprocess.run(command, env=head.environment, capture_output=True, text=True, timeout=80)
+    sent = subprocess.run(
+        command, env=head.environment, capture_output=True, text=True, timeout=COMMAND_WITHIN_S
+    )
     assert sent.returncode == 0, sent.stderr
     return head
 
@@ -66,7 +74,7 @@ def following(head: Head, job: str, terminal: bool) -> Iterator[tuple[subprocess
         ) as process:
             try:
                 assert process.stdout is not None
-                assert any("working" in line for line in process.stdout if "Running entrypoint" not in line)
+                assert any("working" in line for line in process.stdout if ENTRYPOINT not in line)
                 yield process, user
             finally:
                 process.kill()
@@ -88,7 +96,8 @@ def test_an_ingest_takes_its_small_file_along_and_its_log_comes_back(head: Head,
     assert "40 cells x 19,264 genes" in ran.stdout
     assert TOKEN not in ran.stdout + ran.stderr
     manifest = open_store(tmp_path / "store").manifest
-    assert (manifest["cells"], manifest["sources"][0]["path"]) == (40, "inputs/0/cells.csv")
+    assert manifest["cells"] == 40
+    assert manifest["sources"][0]["path"].endswith("/inputs/0/cells.csv")
 
 
 def test_a_command_that_fails_there_fails_here(head: Head, tmp_path: Path) -> None:
@@ -108,8 +117,9 @@ def test_a_command_that_fails_there_fails_here(head: Head, tmp_path: Path) -> No
 def test_exit_code_and_both_streams_of_a_job(shell_jobs: Head) -> None:
     watched = shell_jobs.cellfoundry("jobs", "logs", "fails-7", "--follow")
     assert watched.returncode == 7
-    assert watched.stdout.endswith("to stdout\nto stderr\n")
-    assert shell_jobs.cellfoundry("jobs", "logs", "fails-7", "--tail", "1").stdout == "to stderr\n"
+    assert own_lines(watched.stdout) == ["to stdout", "to stderr"]
+    tail = shell_jobs.cellfoundry("jobs", "logs", "fails-7", "--tail", "1").stdout
+    assert tail.splitlines() == watched.stdout.splitlines()[-1:]
     assert shell_jobs.cellfoundry("jobs", "logs", "killed", "--follow").returncode == 137
     assert "exit code  137" in shell_jobs.cellfoundry("jobs", "status", "killed").stdout
 
@@ -117,7 +127,7 @@ def test_exit_code_and_both_streams_of_a_job(shell_jobs: Head) -> None:
 def test_ctrl_c_without_a_terminal_detaches_and_the_job_goes_on(shell_jobs: Head) -> None:
     with following(shell_jobs, "detached", terminal=False) as (process, user):
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=COMMAND_WITHIN_S) == 130
         said = os.read(user, 4096).decode()
     assert "detached goes on" in said
     assert "`cellfoundry jobs stop detached` stops it" in said
@@ -132,13 +142,13 @@ def test_ctrl_c_on_a_terminal_asks_and_stops_the_job_which_may_save(shell_jobs: 
         process.send_signal(signal.SIGINT)
         said = ""
         while "go on [w]atching? " not in said:
-            assert select.select([user], [], [], 60)[0], said
+            assert select.select([user], [], [], COMMAND_WITHIN_S)[0], said
             said += os.read(user, 4096).decode()
         os.write(user, b"s\n")
         assert process.stdout is not None
         log = process.stdout.read()
-        assert process.wait(timeout=60) == 143
-    assert log == "saving\n"
+        assert process.wait(timeout=COMMAND_WITHIN_S) == 143
+    assert own_lines(log)[-1:] == ["saving"]
 
 
 @pytest.mark.parametrize(
