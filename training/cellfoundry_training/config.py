@@ -100,6 +100,12 @@ class PretrainConfig(BaseModel):
     read_depth_aware: bool = True
     """Downsample half of the cells with at least 1,000 counts, so that the model learns to raise read depth."""
 
+    decoder_context: Literal["full", "sampled"] = "full"
+    """What the decoder computes in training: every position, or encoder tokens, chosen positions and a sample of the
+    other zeros, which counts for all of them. Evaluation is always full."""
+    context_rate: float = Field(0.05, gt=0.0, le=1.0)
+    """Share of those zeros that sampled takes."""
+
     seed: int = Field(0, ge=0, lt=2**32)
     """Key of weights, cell order and masks: same seed, same run."""
     validation_share: float = Field(0.05, gt=0.0, lt=1.0)

@@ -6,6 +6,7 @@ measure the very step that a run takes.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from cellfoundry_kernels import MaskedCells
 from cellfoundry_model.config import ModelConfig
+from cellfoundry_model.decoder_context import DecoderContext
 from cellfoundry_model.flops import training_flops
 from cellfoundry_training.batches import CellTensors
 from cellfoundry_training.objective import Masking, share_of_global_loss
@@ -28,8 +30,8 @@ class Engine(Protocol):
 
     optimizer: Any
 
-    def __call__(self, masked: MaskedCells) -> Tensor:
-        """The model's predictions at the chosen positions."""
+    def __call__(self, masked: MaskedCells, context: DecoderContext | None) -> Tensor:
+        """The model's predictions at the chosen positions, its decoder over all positions or a sample of the zeros."""
 
     def backward(self, loss: Tensor) -> Any:
         """Add the gradients of ``loss`` divided by the number of micro-batches of a step; averaged over ranks by the
@@ -88,19 +90,23 @@ class GlobalStep:
         clock, engine = self.clock, self.engine
         clock.enter("mask")
         masked = [self.masking.mask(cells, step) for cells in micro_batches]
+        contexts = [
+            self.masking.sample(part, cells.cell_ids, step)
+            for part, cells in zip(masked, micro_batches, strict=True)
+        ]
         positions, cells, tokens, flops = self._sum_over_ranks(
             sum(part.target_X.numel() for part in masked),
             sum(len(cells) for cells in micro_batches),
             sum(part.position_N.numel() for part in masked),
-            sum(training_flops(self.model, part) for part in masked),
+            sum(map(training_flops, itertools.repeat(self.model), masked, contexts)),
         )
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate
         terms = self.ranks * len(masked)
         own_losses: list[Tensor] = []
-        for part in masked:
+        for part, context in zip(masked, contexts, strict=True):
             clock.enter("forward")
-            loss = share_of_global_loss(engine(part), part.target_X, int(positions), terms)
+            loss = share_of_global_loss(engine(part, context), part.target_X, int(positions), terms)
             own_losses.append(loss.detach())
             if part is masked[-1]:
                 total = self._total(own_losses)

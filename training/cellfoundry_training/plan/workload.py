@@ -27,7 +27,7 @@ class Workload:
     Attributes:
         expressed: genes.
         tokens: encoder tokens, T and S included.
-        rows: decoder rows.
+        rows: decoder rows; fewer than positions where the decoder sees a sample.
         hidden: positions that show the mask token.
         asked: chosen positions, whose expression is predicted.
         flops: useful FLOPs of forward and backward.
@@ -66,12 +66,19 @@ def average_workload(config: PretrainConfig, expressed: Sequence[int], n_genes: 
     asked = seen * config.value_mask_prob + zeros * config.zero_mask_prob
     hidden = asked * config.replace_prob
     entered, chosen, cells = lengths.sum() + hidden.sum(), asked.sum(), len(lengths)
+    rows, sampled = float(model.n_positions), None
+    if config.decoder_context == "sampled":
+        # Chosen zeros that keep their value are no tokens, but are asked for.
+        kept_zeros = zeros * config.zero_mask_prob * (1 - config.replace_prob - config.random_prob)
+        seen_anyway = lengths + hidden + kept_zeros
+        rows_each = seen_anyway + config.context_rate * (model.n_positions - seen_anyway)
+        rows, sampled = float(rows_each.mean()), round(float(rows_each.sum()))
     forward = encoder_flops(model, lengths.tolist())
-    forward += decoder_flops(model, cells, round(float(entered)), round(float(chosen)))
+    forward += decoder_flops(model, cells, round(float(entered)), round(float(chosen)), sampled)
     return Workload(
         expressed=float(seen.mean()),
         tokens=float(lengths.mean()),
-        rows=float(model.n_positions),
+        rows=rows,
         hidden=float(hidden.mean()),
         asked=float(asked.mean()),
         flops=STEP_PER_FORWARD * forward / cells,
