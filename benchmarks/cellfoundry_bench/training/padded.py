@@ -17,6 +17,7 @@ from cellfoundry_bench.one_cell_loop import torch_layer
 from cellfoundry_kernels import MaskedCells
 from cellfoundry_kernels.dispatch import VARIABLE
 from cellfoundry_model.architecture import CellModel
+from cellfoundry_model.decoder_context import DecoderContext
 from cellfoundry_model.encoder import Encoder, EncoderLayer
 
 
@@ -48,10 +49,10 @@ class PaddedModel(nn.Module):
         self.model = copy.deepcopy(model)
         self.model.encoder = PaddedEncoder(model.encoder)  # type: ignore[assignment]
 
-    def forward(self, masked: MaskedCells) -> Tensor:
+    def forward(self, masked: MaskedCells, context: DecoderContext | None = None) -> Tensor:
         """Predicted expression at the chosen positions, (X,)."""
         with _torch_ops():
-            prediction_X: Tensor = self.model(masked)
+            prediction_X: Tensor = self.model(masked, context)
         return prediction_X
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cellfoundry_kernels import MaskedCells
+from cellfoundry_model.decoder_context import DecoderContext
 from cellfoundry_training.guarded_adamw import GuardedAdamW
 
 CLIP, RATE = 1.0, 1e-4
@@ -34,9 +35,9 @@ class PlainEngine:
             self._model = DistributedDataParallel(model)
         self.optimizer = GuardedAdamW(self._masters, clip=CLIP, lr=RATE, weight_decay=0.0)
 
-    def __call__(self, masked: MaskedCells) -> Tensor:
+    def __call__(self, masked: MaskedCells, context: DecoderContext | None = None) -> Tensor:
         """Predictions at the chosen positions, (X,)."""
-        prediction_X: Tensor = self._model(masked)
+        prediction_X: Tensor = self._model(masked, context)
         return prediction_X
 
     def backward(self, loss: Tensor) -> None:
