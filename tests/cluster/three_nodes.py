@@ -1,10 +1,10 @@
-"""A cluster of three nodes with a CPU each, simulated on this machine in a process of its own: the tests' process may be
-connected to another cluster, and what it started ends with it (the end of standard input).
+"""A cluster of three nodes with a CPU each, simulated on this machine.
 
     python three_nodes.py FOLDER
 
-prints the address and each node's raylet as JSON; a line with a node's number on standard input takes that node away as
-a power cut does, another one starts a new node.
+prints its address and the raylet of each node as JSON. A node's number on standard input takes that node away as a power
+cut does. The cluster ends with standard input, so with the tests; it is a process of its own because theirs may be
+connected to another cluster.
 """
 
 from __future__ import annotations
