@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ import scipy.sparse as sp
 
 from cellfoundry_data.ingest import ingest
 from cellfoundry_data.vocabulary import Vocabulary
+from cellfoundry_training import history
+from cellfoundry_training.config import load_config
+from cellfoundry_training.pretrain import pretrain
 
 from .conftest import COMMAND_WITHIN_S
 
@@ -36,6 +40,23 @@ source, store, part_cells, options = sys.argv[1:]
 plan.PART_CELLS = int(part_cells)
 ingest([source], store, **json.loads(options), progress=lambda *step: print(json.dumps(step), flush=True))
 """
+
+STEPS, CHECKPOINT_EVERY = 200, 20
+SETTINGS = [
+    "model.encoder_width=16",
+    "model.encoder_heads=2",
+    "model.encoder_ffn_width=32",
+    "model.decoder_width=16",
+    "model.decoder_ffn_width=32",
+    "workers=2",
+    "device=cpu",
+    "batch_cells=4",
+    "max_seconds=null",
+    f"max_steps={STEPS}",
+    f"eval_every_steps={STEPS}",
+    f"checkpoint_every_steps={CHECKPOINT_EVERY}",
+    "loggers=[]",
+]
 
 
 @dataclass(frozen=True)
@@ -87,9 +108,13 @@ def nodes() -> Iterator[Nodes]:
 
 @contextmanager
 def program(arguments: list[str], nodes: Nodes) -> Iterator[subprocess.Popen[str]]:
-    """A Python program on the cluster; its standard output is to be read."""
+    """A Python program on the cluster; what it says is to be read."""
     with subprocess.Popen(
-        [sys.executable, *arguments], env=nodes.environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, *arguments],
+        env=nodes.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
         try:
             yield process
@@ -105,6 +130,13 @@ def write_counts(folder: Path) -> Path:
     obs = pd.DataFrame(index=[f"cell{row}" for row in range(CELLS)])
     anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=genes)).write_h5ad(folder / "cells.h5ad")
     return folder / "cells.h5ad"
+
+
+def newest_step(run: Path) -> int:
+    record, _ = history.newest(run / "metrics.jsonl")
+    assert record is not None
+    step: int = record["step"]
+    return step
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -133,3 +165,36 @@ def test_an_ingest_that_loses_a_node_writes_the_same_store(
     monkeypatch.setattr("cellfoundry_data.ingest.plan.PART_CELLS", PART_CELLS)
     ingest([str(source)], tmp_path / "undisturbed", **options)
     assert files(tmp_path / "store") == files(tmp_path / "undisturbed")
+
+
+def test_a_pretraining_that_loses_a_node_ends_with_the_same_losses(
+    ray_local: None, nodes: Nodes, tmp_path: Path
+) -> None:
+    ingest([str(write_counts(tmp_path))], tmp_path / "store", vocab=str(tmp_path / "genes.tsv"), **OPTIONS)
+    run = tmp_path / "run"
+    command = ["-m", "cellfoundry", "train", "pretrain", "--config", "tiny", f"--run={run}"]
+    command += [f"--store={tmp_path / 'store'}", *(f"--set={setting}" for setting in SETTINGS)]
+    step_at_the_loss = None
+    with program(command, nodes) as process:
+        assert process.stdout is not None
+        while process.poll() is None and step_at_the_loss is None:
+            if len(list(run.glob("checkpoints/*"))) > 1:  # a checkpoint, and that it counts
+                step_at_the_loss = newest_step(run)
+                nodes.lose(nodes.running("RayTrainWorker")[0])
+            time.sleep(0.05)
+        said = process.stdout.read()
+        code = process.wait(timeout=COMMAND_WITHIN_S)
+    assert step_at_the_loss is not None, said
+    assert CHECKPOINT_EVERY <= step_at_the_loss < STEPS / 2
+    if code:  # what one restart could not mend
+        assert "--resume continues the run" in said
+        with program([*command, "--resume"], nodes) as process:
+            said = process.communicate()[0]
+            assert process.returncode == 0, said
+
+    undisturbed = pretrain(load_config("tiny", SETTINGS), tmp_path / "store", tmp_path / "undisturbed")
+    losses, expected = (
+        [(record["step"], record["loss"]) for record in history.steps(history.read(path))]
+        for path in (run / "metrics.jsonl", undisturbed.history)
+    )
+    assert losses == expected

@@ -2,9 +2,9 @@
 
     python three_nodes.py FOLDER
 
-prints its address and the raylet of each node as JSON. A node's number on standard input takes that node away as a power
-cut does. The cluster ends with standard input, so with the tests; it is a process of its own because theirs may be
-connected to another cluster.
+prints its address and the raylet of each node as JSON. A node's number on standard input takes that node away as a
+power cut does. The cluster ends with standard input, so with the tests; it is a process of its own because theirs may
+be connected to another cluster.
 """
 
 from __future__ import annotations
