@@ -23,7 +23,7 @@ from cellfoundry.cluster.errors import ClusterError
 OUTPUTS = {"out", "run"}
 OUTPUT_STORES = {("data", "ingest")}  # elsewhere a store is read
 STRINGS_THAT_ARE_PATHS = {"sources", "store"}  # declared as strings because they may be URLs
-LOCAL_COMMANDS = {"submit", "jobs"}
+LOCAL_COMMANDS = {"submit", "jobs", "serve"}  # serve listens on loopback only
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 Place = Callable[[Path], str]
@@ -49,9 +49,16 @@ class Command:
             shared: folders that the cluster sees under the same path; nothing below them travels.
 
         Raises:
-            ClusterError: a relative output, or a relative input that does not exist here.
+            ClusterError: an output that is relative or would lie beside an input that travels, or a relative input
+                that does not exist here.
         """
         shared = [folder.absolute() for folder in shared]
+        travelling: list[Path] = []
+
+        def noted(path: Path) -> str:
+            travelling.append(path)
+            return place(path)
+
         options: list[str] = []
         positional: list[str] = []
         for parameter in self.context.command.params:
@@ -71,12 +78,17 @@ class Command:
                 texts += (
                     [_output_path(parameter, item, shared)]
                     if output
-                    else _input_texts(parameter, item, place, shared)
+                    else _input_texts(parameter, item, noted, shared)
                 )
             if parameter.param_type_name == "argument":
                 positional += texts
             else:
                 options += [f"{parameter.opts[0]}={text}" for text in texts]
+        if travelling and "out" in self.context.params and self.context.params["out"] is None:
+            raise ClusterError(
+                f"without --out the result would be written beside the job's copy of {travelling[0]} and lost: give "
+                "--out, an absolute path on storage that the cluster shares."
+            )
         separator = ["--"] if any(text.startswith("-") for text in positional) else []
         return [*self.words, *options, *separator, *positional]
 

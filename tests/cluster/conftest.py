@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -20,6 +21,22 @@ import pytest
 TOKEN = "a-token-that-only-these-tests-know-0123456789"
 READY_WITHIN_S = 180  # 8 s on a machine with nothing else to do
 COMMAND_WITHIN_S = 240
+ENTRYPOINT = "Running entrypoint for job "
+SEND = """
+import json, pathlib, sys, tempfile
+from cellfoundry.cluster.connection import Cluster
+cluster = Cluster()
+for job, line in json.loads(sys.argv[1]).items():
+    with tempfile.TemporaryDirectory() as folder:
+        (pathlib.Path(folder) / "file").touch()
+        cluster.submit(job, line, pathlib.Path(folder), None, {})
+"""
+FOLLOW = """
+import sys
+from cellfoundry.cli.submit import follow_to_the_end
+from cellfoundry.cluster.connection import Cluster
+sys.exit(follow_to_the_end(Cluster(), sys.argv[1]))
+"""
 
 
 @dataclass(frozen=True)
@@ -43,6 +60,20 @@ class Head:
             timeout=COMMAND_WITHIN_S,
             check=False,
         )
+
+
+def send(head: Head, jobs: dict[str, str]) -> None:
+    """Send shell lines as jobs of these names."""
+    command = [sys.executable, "-c", SEND, json.dumps(jobs)]
+    sent = subprocess.run(
+        command, env=head.environment, capture_output=True, text=True, timeout=COMMAND_WITHIN_S
+    )
+    assert sent.returncode == 0, sent.stderr
+
+
+def own_lines(log: str) -> list[str]:
+    """What the job itself wrote; Ray adds lines of its own, "Running entrypoint" at any place."""
+    return [line for line in log.splitlines() if "INFO job_manager" not in line and ENTRYPOINT not in line]
 
 
 def free_ports(count: int) -> list[int]:

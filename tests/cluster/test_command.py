@@ -53,6 +53,8 @@ def on_cluster(root: Any, line: str, shared: list[Path] | None = None) -> tuple[
         ),
         ("data ingest donors --store /s", "data ingest --store=/s in/donors", ["donors"]),
         ("data info store", "data info in/store", ["store"]),
+        ("data report store --out /p.html", "data report --out=/p.html in/store", ["store"]),
+        ("data report /s", "data report /s", []),
         (
             "train pretrain --config mine.yaml --store store --run /r --set workers=2 --resume",
             "train pretrain --config=in/mine.yaml --store=in/store --run=/r --set=workers=2 --resume",
@@ -99,7 +101,9 @@ def test_what_the_cluster_sees_too_does_not_travel(root: Any, here: Path) -> Non
         ("quickstart", ["--out quickstart", "absolute path"]),
         ("data info nothere", ["nothere", "does not exist here"]),
         ("data ingest nothere/*.h5ad --store /s", ["nothere/*.h5ad", "does not exist here"]),
+        ("data report store", ["copy of store", "give --out"]),
         ("jobs list", ["jobs runs on this machine"]),
+        ("serve --model store", ["serve runs on this machine"]),
         ("submit -- data info store", ["submit runs on this machine"]),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -16,7 +15,7 @@ import pytest
 
 from cellfoundry.cluster.bundle import MAX_INPUT_BYTES
 
-from .conftest import COMMAND_WITHIN_S, TOKEN, Head
+from .conftest import COMMAND_WITHIN_S, ENTRYPOINT, FOLLOW, TOKEN, Head, own_lines, send
 
 # Shell lines, for what no short command of ours does. They are sent at once: a job takes seconds to start.
 SHELL_JOBS = {
@@ -25,37 +24,12 @@ SHELL_JOBS = {
     "detached": "echo working; exec sleep 600",
     "stopped": "trap 'echo saving; exit 0' TERM; echo working; while :; do sleep 0.2; done",
 }
-ENTRYPOINT = "Running entrypoint for job "
-SEND = """
-import json, pathlib, sys, tempfile
-from cellfoundry.cluster.connection import Cluster
-cluster = Cluster()
-for job, line in json.loads(sys.argv[1]).items():
-    with tempfile.TemporaryDirectory() as folder:
-        (pathlib.Path(folder) / "file").touch()
-        cluster.submit(job, line, pathlib.Path(folder), None, {})
-"""
-FOLLOW = """
-import sys
-from cellfoundry.cli.submit import follow_to_the_end
-from cellfoundry.cluster.connection import Cluster
-sys.exit(follow_to_the_end(Cluster(), sys.argv[1]))
-"""
-
-
-def own_lines(log: str) -> list[str]:
-    """What the job itself wrote; Ray adds lines of its own, "Running entrypoint" at any place."""
-    return [line for line in log.splitlines() if "INFO job_manager" not in line and ENTRYPOINT not in line]
 
 
 @pytest.fixture(scope="module")
 def shell_jobs(head: Head) -> Head:
     """The head with ``SHELL_JOBS`` sent to it."""
-    command = [sys.executable, "-c", SEND, json.dumps(SHELL_JOBS)]
-    sent = subprocess.run(
-        command, env=head.environment, capture_output=True, text=True, timeout=COMMAND_WITHIN_S
-    )
-    assert sent.returncode == 0, sent.stderr
+    send(head, SHELL_JOBS)
     return head
 
 
