@@ -51,6 +51,10 @@ SUITES = (
         "learns",
         "an existing pretraining run on its held-out cells, against gene means and nearest neighbours",
     ),
+    Suite(
+        "context",
+        "the decoder trained on a sample of the zeros against the full one: FLOPs, time and held-out error by rate",
+    ),
     Suite("embed", "packed batch embedding against the one-cell-at-a-time float32 loop"),
     Suite("serve", "endpoint on loopback: protocol overhead at 1 client, requests per second at 8"),
 )

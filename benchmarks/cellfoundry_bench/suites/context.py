@@ -1,0 +1,207 @@
+"""What training the decoder on a sample of the zeros saves, and what it costs in held-out error, over sampling rates.
+
+Work is counted and a step is timed in the published shape; errors are those of a small model of the same decoder depth,
+which a CPU can train: one run with the full decoder and one a rate, on the same cells and masks from the same weights,
+all evaluated by the full decoder. Cells come from the store that the environment names, else from the bundled donor.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from cellfoundry_bench.context.training import Learnt, PlainEngine, train
+from cellfoundry_bench.errors import BenchError
+from cellfoundry_bench.measure import cpu_clock, wall_clock
+from cellfoundry_bench.results import Curve, Row, SuiteResult
+from cellfoundry_data.store import Store, open_store
+from cellfoundry_model.architecture import CellModel
+from cellfoundry_model.flops import training_flops
+from cellfoundry_training.batches import CellTensors
+from cellfoundry_training.config import PretrainConfig, load_config
+from cellfoundry_training.gene_means import gene_sums
+from cellfoundry_training.objective import Masking
+from cellfoundry_training.splits import first_cells, mean_cells, train_cells
+from cellfoundry_training.step import GlobalStep
+from cellfoundry_training.step_clock import StepClock
+
+STORE_VARIABLE = "CELLFOUNDRY_BENCH_STORE"
+RATES = (0.02, 0.05, 0.1, 0.25)
+SHAPE = "100m"
+# The bar: at least so many times the cells a second, at most so much of the held-out error.
+SPEED, ERROR = 3.0, 1.01
+FLOPS_CELLS = 256
+# As many decoder layers as the published shape, through which the errors of the sample go on.
+LEARNER = ("model.decoder_depth=6", "max_seconds=null", "max_steps=1500", "eval_cells=200")
+
+
+def run() -> SuiteResult:
+    """Count, time and train, on the GPU where there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with _store() as store:
+        work = work_by_rate(store)
+        learnt = learn(store, load_config("tiny", LEARNER), device)
+        # A step takes a minute on one core of a CPU, next to which warming up is nothing.
+        cells, rounds = (32, 10) if device.type == "cuda" else (1, 2)
+        times = times_by_rate(store, device, cells, rounds)
+    return SuiteResult([*_speed_rows(work, times, device), *_error_rows(learnt)], [_trade_off(work, learnt)])
+
+
+def sampled(config: PretrainConfig, rate: float | None) -> PretrainConfig:
+    """``config`` with a decoder that sees this share of the zeros; all for None."""
+    if rate is None:
+        return config.model_copy(update={"decoder_context": "full"})
+    return config.model_copy(update={"decoder_context": "sampled", "context_rate": rate})
+
+
+def work_by_rate(store: Store) -> dict[float | None, float]:
+    """Useful FLOPs of a training step of the published shape, of an average cell of the store; None for full."""
+    config = load_config(SHAPE, ["batch_tokens=null", "batch_cells=16"])
+    n_genes = len(store.vocabulary.genes)
+    batches = [
+        CellTensors.of(batch, torch.device("cpu"))
+        for batch in first_cells(train_cells(store, config), FLOPS_CELLS)
+    ]
+    work = {}
+    for rate in (None, *RATES):
+        masking, flops = Masking.of(sampled(config, rate), n_genes), 0
+        for cells in batches:
+            masked = masking.mask(cells, 1)
+            flops += training_flops(
+                config.architecture(n_genes), masked, masking.sample(masked, cells.cell_ids, 1)
+            )
+        work[rate] = flops / sum(map(len, batches))
+    return work
+
+
+def times_by_rate(
+    store: Store, device: torch.device, cells: int, rounds: int
+) -> dict[float | None, list[float]]:
+    """Seconds of training steps of the published shape by rate, in turn: mask, sample, forward, backward, update.
+
+    CPU-seconds on a CPU, so that its neighbours do not count; medians, which leave out a first step that compiles.
+    """
+    config = load_config(SHAPE, ["batch_tokens=null", f"batch_cells={cells}"])
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    n_genes = len(store.vocabulary.genes)
+    torch.manual_seed(0)
+    model = CellModel(config.architecture(n_genes)).to(device, dtype)
+    engine, step_clock = PlainEngine(model, config), StepClock(device)
+    batches = [
+        CellTensors.of(batch, device) for batch in first_cells(train_cells(store, config), cells * rounds)
+    ]
+    clock = wall_clock if device.type == "cuda" else cpu_clock
+    times: dict[float | None, list[float]] = {rate: [] for rate in (None, *RATES)}
+    for number, batch in enumerate(batches, start=1):
+        for rate, spent in times.items():
+            step = GlobalStep(engine, model.config, Masking.of(sampled(config, rate), n_genes), step_clock)
+            started = clock()
+            step_clock.start("data")
+            step.run([batch], number, 1e-5)
+            spent.append(clock() - started)
+    return times
+
+
+def learn(store: Store, config: PretrainConfig, device: torch.device) -> dict[float | None, Learnt]:
+    """A run by rate, None for full, all of the same seed."""
+    means = gene_sums(mean_cells(store, config), config, len(store.vocabulary.genes))
+    return {rate: train(store, sampled(config, rate), means, device) for rate in (None, *RATES)}
+
+
+def _speed_rows(
+    work: dict[float | None, float], times: dict[float | None, list[float]], device: torch.device
+) -> list[Row]:
+    what = (
+        "on a GPU, bf16"
+        if device.type == "cuda"
+        else f"CPU-seconds, {torch.get_num_threads()} threads, float32"
+    )
+    rows = [
+        Row(
+            f"{SHAPE}, useful FLOPs of a cell's training step, rate {rate:g}",
+            work[rate] / 1e9,
+            "GFLOP",
+            "full decoder",
+            work[None] / 1e9,
+            work[None] / work[rate],
+            bar=SPEED,
+            note=f"mean of {FLOPS_CELLS} training cells",
+        )
+        for rate in RATES
+    ]
+    for rate in RATES:
+        ratios = [full / ours for full, ours in zip(times[None], times[rate], strict=True)]
+        rows.append(
+            Row(
+                f"{SHAPE}, a training step, rate {rate:g}",
+                median(times[rate]),
+                "s",
+                "full decoder",
+                median(times[None]),
+                median(times[None]) / median(times[rate]),
+                (min(ratios), max(ratios)),
+                bar=SPEED,
+                note=f"{what}, median of {len(ratios)} batches",
+            )
+        )
+    return rows
+
+
+def _error_rows(learnt: dict[float | None, Learnt]) -> list[Row]:
+    full = learnt[None].heldout
+    note = (
+        f"tiny with 6 decoder layers, {learnt[None].cells:,} cells of training, evaluated by the full decoder on "
+        f"{full.cells:,} cells; gene means {full.gene_mean_loss:.4f}"
+    )
+    rows = [Row("held-out masked MSE, full decoder", full.loss, "MSE", note=note)]
+    for rate in RATES:
+        loss = learnt[rate].heldout.loss
+        rows.append(
+            Row(
+                f"held-out masked MSE trained at rate {rate:g}, over that of full",
+                loss / full.loss,
+                "of full",
+                bar=ERROR,
+                bar_is="at most",
+                note=f"MSE {loss:.5f}",
+            )
+        )
+    return rows
+
+
+def _trade_off(work: dict[float | None, float], learnt: dict[float | None, Learnt]) -> Curve:
+    full = learnt[None].heldout.loss
+    return Curve(
+        "Error and work against the share of zeros that is decoded",
+        "sampling rate",
+        "over the full decoder's",
+        {
+            "held-out masked MSE": [(rate, learnt[rate].heldout.loss / full) for rate in RATES],
+            f"FLOPs of {SHAPE}": [(rate, work[rate] / work[None]) for rate in RATES],
+        },
+        {"full decoder": 1.0},
+    )
+
+
+@contextmanager
+def _store() -> Iterator[Store]:
+    """The store that the environment names, or one of the bundled donor."""
+    named = os.environ.get(STORE_VARIABLE)
+    if named is not None:
+        if not Path(named).is_dir():
+            raise BenchError(f"{STORE_VARIABLE} is {named!r}; set it to the folder of a store, or unset it")
+        yield open_store(named)
+        return
+    from cellfoundry_data.bundled import baron_h5ad
+    from cellfoundry_data.ingest import ingest
+
+    with tempfile.TemporaryDirectory() as folder:
+        donor = baron_h5ad(Path(folder) / "donor.h5ad")
+        ingest([str(donor)], f"{folder}/store")
+        yield open_store(f"{folder}/store")
