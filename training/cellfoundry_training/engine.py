@@ -145,13 +145,20 @@ def _timed(collective: Callable[..., Any], clock: StepClock) -> Callable[..., An
 
 def full_weights(engine: Any) -> dict[str, torch.Tensor]:
     """Every parameter and buffer of the wrapped model, whole and float32 on CPU; all ranks must call it."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    weights = {}
-    for name, parameter in engine.module.named_parameters():
-        # The optimizer's float32 master where there is one (bf16, ZeRO 1 to 3); else the parameter is it.
-        master = safe_get_full_fp32_param(parameter)
-        weights[name] = (parameter if master is None else master).detach().float().cpu()
+    weights = {
+        name: whole_weight(parameter).detach().float().cpu()
+        for name, parameter in engine.module.named_parameters()
+    }
     for name, buffer in engine.module.named_buffers():
         weights[name] = buffer.detach().float().cpu()
     return weights
+
+
+def whole_weight(parameter: nn.Parameter) -> torch.Tensor:
+    """The optimizer's float32 master where there is one (bf16, ZeRO 1 to 3), put together from all ranks, who must all
+    call it; else the parameter is it.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    master = safe_get_full_fp32_param(parameter)
+    return parameter if master is None else master
