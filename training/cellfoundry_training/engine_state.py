@@ -6,13 +6,13 @@ checkpoints keep that layout. Here every parameter is put together from its part
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cellfoundry_training.engine import whole_weight
+from cellfoundry_training.engine import whole_masters, whole_weight
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 WEIGHT = "weight"
@@ -27,16 +27,17 @@ def own_part(engine: Any, rank: int, ranks: int) -> dict[str, Tensor]:
     copies are the caller's: later steps do not change them. Collective.
     """
     parameters = dict(engine.module.named_parameters())
-    stepped = optimizer_step(engine) > 0
+    whole, stepped = whole_masters(engine), optimizer_step(engine) > 0
     owners = part_owners({name: _numel(each) for name, each in parameters.items()}, ranks)
     part = {}
     for name, parameter in parameters.items():
-        wholes = {WEIGHT: whole_weight(parameter)}
+        tensors = {WEIGHT: whole_weight(parameter, whole)}
         for moment in MOMENTS:
             # Before the first step AdamW has none.
-            wholes[moment] = _whole_moment(engine, parameter, moment) if stepped else torch.zeros(_shape(parameter))
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            tensors[moment] = _whole_moment(engine, parameter, whole, moment) if stepped else torch.zeros(shape)
         if owners[name] == rank:
-            part |= {f"{kind}/{name}": _copy(whole) for kind, whole in wholes.items()}
+            part |= {f"{kind}/{name}": _copy(tensor) for kind, tensor in tensors.items()}
     if rank == 0:
         part |= {f"{WEIGHT}/{name}": _copy(buffer) for name, buffer in engine.module.named_buffers()}
     return part
@@ -61,8 +62,8 @@ def load_weights(model: nn.Module, lookup: Lookup) -> None:
 
 def load_optimizer(engine: Any, lookup: Lookup, optimizer_step: int) -> None:
     """Set the float32 masters and the moments of an engine whose model was filled by ``load_weights``."""
-    optimizer = inner_optimizer(engine)
-    for partition in _partitions(engine):
+    optimizer, whole = inner_optimizer(engine), whole_masters(engine)
+    for partition in whole.values() if whole else _partitions(engine):
         optimizer.state[partition] = {
             "step": torch.tensor(float(optimizer_step)),
             **{moment: torch.zeros_like(partition) for moment in MOMENTS},
@@ -73,7 +74,12 @@ def load_optimizer(engine: Any, lookup: Lookup, optimizer_step: int) -> None:
     with torch.no_grad():
         for name, parameter in engine.module.named_parameters():
             for kind in (WEIGHT, *MOMENTS):
-                _set(engine, parameter, lookup(f"{kind}/{name}"), None if kind == WEIGHT else kind)
+                value, moment = lookup(f"{kind}/{name}"), None if kind == WEIGHT else kind
+                if whole:
+                    master = whole[parameter]
+                    (optimizer.state[master][moment] if moment else master).copy_(value)
+                else:
+                    _set_partitioned(parameter, value, moment)
 
 
 def optimizer_step(engine: Any) -> int:
@@ -86,28 +92,26 @@ def inner_optimizer(engine: Any) -> Any:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
-def _partitions(engine: Any) -> Iterable[Tensor]:
-    """What AdamW holds its state by: flat partitions at ZeRO 3, at ZeRO 1 and 2, in bf16 without ZeRO; parameters."""
-    for name in (
-        "fp32_partitioned_groups_flat",
-        "single_partition_of_fp32_groups",
-        "fp32_groups_flat_partition",
-    ):
+def _partitions(engine: Any) -> list[Tensor]:
+    """The flat partitions by which AdamW holds its state, at ZeRO 3, and at 1 and 2."""
+    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
         if hasattr(engine.optimizer, name):
             return list(getattr(engine.optimizer, name))
-    return list(engine.module.parameters())
+    raise AssertionError(f"DeepSpeed's {type(engine.optimizer).__name__} is not known here")
 
 
-def _whole_moment(engine: Any, parameter: nn.Parameter, moment: str) -> Tensor:
+def _whole_moment(
+    engine: Any, parameter: nn.Parameter, whole: dict[nn.Parameter, Tensor], moment: str
+) -> Tensor:
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    if not _is_partitioned(parameter):
-        state: Tensor = inner_optimizer(engine).state[parameter][moment]
+    if whole:
+        state: Tensor = inner_optimizer(engine).state[whole[parameter]][moment]
         return state
     return safe_get_full_optimizer_state(parameter, moment)
 
 
-def _set(engine: Any, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
+def _set_partitioned(parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
     from deepspeed.utils import (
         safe_set_full_fp32_param,
         safe_set_full_optimizer_state,
@@ -115,10 +119,7 @@ def _set(engine: Any, parameter: nn.Parameter, value: Tensor, moment: str | None
         safe_set_local_optimizer_state,
     )
 
-    if not _is_partitioned(parameter):
-        target = parameter if moment is None else inner_optimizer(engine).state[parameter][moment]
-        target.copy_(value)
-    elif hasattr(parameter, "ds_tensor"):
+    if hasattr(parameter, "ds_tensor"):
         # DeepSpeed's own way to set a whole parameter at ZeRO 3 fails where ranks do not divide it.
         part = _stage3_part(parameter, value)
         if moment is None:
@@ -140,17 +141,8 @@ def _stage3_part(parameter: Any, value: Tensor) -> Tensor:
     return padded.narrow(0, size * group.rank(), size)
 
 
-def _is_partitioned(parameter: nn.Parameter) -> bool:
-    """Whether DeepSpeed keeps a float32 master elsewhere; not so in float32 without ZeRO."""
-    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
-
-
 def _numel(parameter: Any) -> int:
     return int(parameter.ds_numel) if hasattr(parameter, "ds_numel") else int(parameter.numel())
-
-
-def _shape(parameter: Any) -> torch.Size:
-    return parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
 
 
 def _copy(tensor: Tensor) -> Tensor:

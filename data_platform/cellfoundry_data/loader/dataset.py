@@ -199,9 +199,9 @@ class ShardDataset:
         windows = one_ahead(self._decoded(start, cursor, *_worker()))
         for number, batch in assemble(self._entered(windows)):
             place = (number - start) % self._step
-            # Where all ranks stand once each has its batch of this round, the step's last one perhaps a short one.
-            round_end = place - self.rank + self.world_size
-            following = number - place + min(round_end, self._step)
+            is_last = place + self.world_size >= self._step
+            # Where all ranks stand once each has this batch: at the next one of rank 0.
+            following = number - place + (self._step if is_last else place - self.rank + self.world_size)
             self._next = following, [each for each in self._cursors if each.first_batch <= following][-1]
             yield batch
         self.epoch += 1
