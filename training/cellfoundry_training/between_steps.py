@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from cellfoundry_training.config import PretrainConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,10 @@ class SaveClock:
 
     def __init__(self, config: PretrainConfig, step: int) -> None:
         self.step = step
-        self._every_steps, self._every_minutes = config.checkpoint_every_steps, config.checkpoint_every_minutes
+        self._every_steps, self._every_minutes = (
+            config.checkpoint_every_steps,
+            config.checkpoint_every_minutes,
+        )
         self._since = time.monotonic()
 
     def saved(self, step: int) -> None:
@@ -60,3 +66,10 @@ class SaveClock:
     def minutes_passed(self) -> bool:
         """Whether it is time by this rank's clock."""
         return self._every_minutes is not None and time.monotonic() - self._since >= 60 * self._every_minutes
+
+
+def from_rank_0(value: T) -> T:
+    """Rank 0's ``value`` on all ranks. Collective."""
+    shared = [value]
+    dist.broadcast_object_list(shared, src=0)
+    return shared[0]

@@ -26,7 +26,7 @@ from torch import Tensor
 from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.state import RunState
 
-FORMAT, VERSION = "cellfoundry-checkpoint", 1
+VERSION = 1
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-(\d{9,})")
 DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
@@ -54,9 +54,9 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal["cellfoundry-checkpoint"] = FORMAT
+    format: Literal["cellfoundry-checkpoint"] = "cellfoundry-checkpoint"
     """Tells it from other JSON."""
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     """Of this layout."""
     state: RunState
     """How far the run had come."""

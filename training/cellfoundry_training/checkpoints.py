@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cellfoundry_training import checkpoint_files
+from cellfoundry_training.between_steps import from_rank_0
 from cellfoundry_training.checkpoint_files import Checkpoint, DamagedError, FileEntry, Manifest
 from cellfoundry_training.errors import TrainingError
 
@@ -45,13 +46,15 @@ class Checkpoints:
         warn: takes a sentence on rank 0.
     """
 
-    def __init__(self, folder: Path, rank: int, ranks: int, *, keep: int, keep_best: bool, warn: Warn) -> None:
+    def __init__(
+        self, folder: Path, rank: int, ranks: int, *, keep: int, keep_best: bool, warn: Warn
+    ) -> None:
         self._folder, self._rank, self._ranks = folder, rank, ranks
         self._keep, self._keep_best, self._warn = keep, keep_best, warn
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cellfoundry-checkpoint")
         self._save: _Save | None = None
         # A process that lost its cluster may still write for a while: it must not meet the ranks that replaced it.
-        self._attempt = str(_from_rank_0(uuid.uuid4().hex[:8]))
+        self._attempt = from_rank_0(uuid.uuid4().hex[:8])
 
     @property
     def is_writing(self) -> bool:
@@ -123,8 +126,7 @@ class Checkpoints:
         """
         if self._rank == 0:
             checkpoint_files.clear_leftovers(self._folder)
-        folders = _from_rank_0(checkpoint_files.listed(self._folder))
-        assert isinstance(folders, list)
+        folders = from_rank_0(checkpoint_files.listed(self._folder))
         damage: list[str] = []
         for folder in folders:
             manifest, fault = self._checked(folder)
@@ -180,9 +182,3 @@ def _best(folders: list[Path]) -> list[Path]:
         if state.evaluated_step == state.step and state.heldout_loss is not None:
             measured.append((state.heldout_loss, -state.step, folder))
     return [min(measured)[2]] if measured else []
-
-
-def _from_rank_0(value: object) -> object:
-    shared = [value]
-    dist.broadcast_object_list(shared, src=0)
-    return shared[0]

@@ -29,13 +29,15 @@ def own_part(engine: Any, rank: int, ranks: int) -> dict[str, Tensor]:
     parameters = dict(engine.module.named_parameters())
     whole, stepped = whole_masters(engine), optimizer_step(engine) > 0
     owners = part_owners({name: _numel(each) for name, each in parameters.items()}, ranks)
-    part = {}
+    part: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         tensors = {WEIGHT: whole_weight(parameter, whole)}
         for moment in MOMENTS:
             # Before the first step AdamW has none.
             shape = getattr(parameter, "ds_shape", parameter.shape)
-            tensors[moment] = _whole_moment(engine, parameter, whole, moment) if stepped else torch.zeros(shape)
+            tensors[moment] = (
+                _whole_moment(engine, parameter, whole, moment) if stepped else torch.zeros(shape)
+            )
         if owners[name] == rank:
             part |= {f"{kind}/{name}": _copy(tensor) for kind, tensor in tensors.items()}
     if rank == 0:
@@ -94,7 +96,11 @@ def inner_optimizer(engine: Any) -> Any:
 
 def _partitions(engine: Any) -> list[Tensor]:
     """The flat partitions by which AdamW holds its state, at ZeRO 3, and at 1 and 2."""
-    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+    for name in (
+        "fp32_partitioned_groups_flat",
+        "single_partition_of_fp32_groups",
+        "fp32_groups_flat_partition",
+    ):
         if hasattr(engine.optimizer, name):
             return list(getattr(engine.optimizer, name))
     raise AssertionError(f"DeepSpeed's {type(engine.optimizer).__name__} is not known here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,18 @@ Record = dict[str, Any]
 TAIL_BYTES = 65_536
 
 
-def append(path: Path, record: Record) -> None:
-    """Add one line; a single write, so that a reader sees whole lines or none."""
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+def append(path: Path, records: Iterable[Record]) -> None:
+    """Add lines; a single write, so that a reader sees whole lines. OSError where not all could be written: then the
+    file is as it was.
+    """
+    with path.open("ab") as file:
+        before = file.tell()
+        try:
+            file.write("".join(json.dumps(record) + "\n" for record in records).encode())
+            file.flush()
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def read(path: Path) -> list[Record]:

@@ -1,4 +1,4 @@
-"""Runs the ranks of a run under Ray Train V2: places them, starts them again after losses, and stops them on signals."""
+"""Runs a run's ranks under Ray Train V2: places them, starts them again after losses, stops them on signals."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def run_ranks(config: PretrainConfig, device: str, store: Path, files: RunFiles)
         name=files.ray.name,
         storage_path=str(files.folder),
         failure_config=ray.train.FailureConfig(max_failures=config.max_restarts),
-        callbacks=[_Losses(files)],
+        callbacks=[_Losses(files)],  # type: ignore[list-item]  # V2's, too
         worker_runtime_env={"env_vars": _worker_environment(config.workers, gpu)},
     )
     trainer = TorchTrainer(
-        train_rank,
+        train_rank,  # type: ignore[arg-type]  # V2 takes what it returns
         train_loop_config={"config": config.model_dump(), "store": str(store), "run": str(files.folder)},
         torch_config=TorchConfig(
             backend="nccl" if gpu else "gloo",
@@ -59,13 +59,14 @@ def run_ranks(config: PretrainConfig, device: str, store: Path, files: RunFiles)
             timeout_s=round(config.collective_timeout_s) + COLLECTIVE_MARGIN_S,
         ),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=(config.min_workers, config.workers) if elastic else config.workers, use_gpu=gpu
+            num_workers=(config.min_workers, config.workers) if elastic else config.workers,  # type: ignore[arg-type]
+            use_gpu=gpu,
         ),
         run_config=run_config,
     )
     try:
         with _signals(files):
-            return bool(trainer.fit().return_value)
+            return bool(trainer.fit().return_value)  # type: ignore[attr-defined]  # V2's
     except SystemExit:
         # What Ray Train's handler makes of Ctrl-C after it stopped the ranks.
         raise KeyboardInterrupt from None
@@ -92,7 +93,7 @@ class _Losses(ray.train.UserCallback):
             raise errors[0]
 
 
-def _bare(error: BaseException) -> Exception:
+def _bare(error: Exception) -> Exception:
     """What a rank raised, without Ray's wrapping."""
     bare: Exception = getattr(error, "_base_exc", error)
     return bare

@@ -149,7 +149,7 @@ def _stopped(files: RunFiles) -> str:
     saved = next(iter(checkpoint_files.listed(files.checkpoints)), None)
     if saved is None:
         return f"run {files.folder} was stopped before it took a step: --resume starts it again"
-    return f"run {files.folder} was stopped and is saved at step {checkpoint_files.step_of(saved)}: --resume continues it"
+    return f"run {files.folder} was stopped, saved at step {checkpoint_files.step_of(saved)}: --resume continues it"
 
 
 def _check_run(config: PretrainConfig, files: RunFiles, resume: bool) -> None:
@@ -164,13 +164,13 @@ def _check_run(config: PretrainConfig, files: RunFiles, resume: bool) -> None:
     before = load_config(files.config)
     if is_of_older_version(files):
         raise TrainingError(
-            f"run {files.folder} has checkpoints of an earlier CellFoundry, which this one cannot read: continue it with "
-            "that version, or start another --run"
+            f"run {files.folder} has checkpoints of an earlier CellFoundry, which this one cannot read: continue it "
+            "with that version, or start another --run"
         )
     if before.step_batches != config.step_batches:
         raise TrainingError(
-            f"run {files.folder} was started with {before.workers} workers x {before.gradient_accumulation} accumulated "
-            f"batches and cannot go on with {config.workers} x {config.gradient_accumulation}: set workers and "
+            f"run {files.folder} was started with {before.workers} workers x {before.gradient_accumulation} "
+            f"accumulated batches and cannot go on with {config.workers} x {config.gradient_accumulation}: set workers and "
             f"gradient_accumulation so that their product stays {before.step_batches}"
         )
     for name in PretrainConfig.model_fields:

@@ -22,7 +22,8 @@ def train_cells(store: Store, config: PretrainConfig, rank: int = 0, ranks: int 
     """A rank's share of the training cells in micro-batches; DataError if they do not make one optimizer step.
 
     A step has ``config.step_batches`` of them on any number of ranks, and the steps are the same ones. With
-    ``batch_tokens`` those of one step have equally many cells of nearly equal lengths, so that no rank waits for another.
+    ``batch_tokens`` those of one step have equally many cells of nearly equal lengths, so that no rank waits for
+    another.
     """
     return _training_cells(store, config, rank, ranks, config.step_batches)
 
@@ -72,7 +73,9 @@ def heldout_batches(cells: ShardDataset, config: PretrainConfig) -> Iterator[Cel
 
 def mean_cells(store: Store, config: PretrainConfig, rank: int = 0, ranks: int = 1) -> Iterator[CellBatch]:
     """A rank's part of the first MEAN_CELLS training cells in random order, the same cells for any number of ranks."""
-    return itertools.islice(first_cells(_training_cells(store, config, 0, 1, 1), MEAN_CELLS), rank, None, ranks)
+    return itertools.islice(
+        first_cells(_training_cells(store, config, 0, 1, 1), MEAN_CELLS), rank, None, ranks
+    )
 
 
 def first_cells(batches: Iterable[CellBatch], limit: int | None) -> Iterator[CellBatch]:

@@ -13,6 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.store import open_store
@@ -22,7 +23,7 @@ from cellfoundry_model.checkpoint import LoadedModel, save_model
 from cellfoundry_model.embedder import Embedder
 from cellfoundry_training import stalls
 from cellfoundry_training.batches import CellTensors, PrefetchedBatches
-from cellfoundry_training.between_steps import SaveClock, Word
+from cellfoundry_training.between_steps import SaveClock, Word, from_rank_0
 from cellfoundry_training.checkpoint_files import Manifest
 from cellfoundry_training.config import PretrainConfig
 from cellfoundry_training.engine import full_weights, prepare_model, start_engine, time_collectives
@@ -105,7 +106,7 @@ class Trainer:
         self.gene_sums = sum_over_ranks(own_sums, self.device)
 
     def run(self) -> bool:
-        """Train until the budget is used, evaluate, save and leave the model directory; or until told to stop, and save.
+        """Train until the budget is used, evaluate, save and leave the model directory; or, told to stop, just save.
 
         Returns whether the budget is used.
         """
@@ -214,9 +215,8 @@ class Trainer:
         state.heldout_loss = heldout.loss if math.isfinite(heldout.loss) else None
         is_best = heldout.loss < (math.inf if state.best_heldout_loss is None else state.best_heldout_loss)
         model = self._whole_model() if is_best or config.probe_column else None
-        if model is not None and is_best:
+        if model is not None and is_best and self._write_model(model, heldout):
             state.best_heldout_loss = heldout.loss
-            self._write_model(model, heldout)
         probe = self._probe(model) if model is not None and config.probe_column else None
         self._log(
             step=state.step,
@@ -256,8 +256,12 @@ class Trainer:
         model.load_state_dict(weights, assign=True)
         return model
 
-    def _write_model(self, model: CellModel, heldout: Heldout) -> None:
+    def _write_model(self, model: CellModel, heldout: Heldout) -> bool:
+        """Put ``model`` into the run's model directory; False, with a warning, where the disk does not take it, so that
+        the next evaluation tries again. Collective.
+        """
         state = self.state
+        failure: str | None = None
         if self.rank == 0:
             info = {
                 "steps": state.step,
@@ -267,7 +271,14 @@ class Trainer:
                 "plain_gene_mean_loss": heldout.plain_gene_mean_loss,
                 "config_hash": self.config.hash(),
             }
-            save_model(model, self.genes, self.files.model, info)
+            try:
+                save_model(model, self.genes, self.files.model, info)
+            except (OSError, SafetensorError) as error:
+                failure = str(error)
+        failure = from_rank_0(failure)
+        if failure is not None:
+            self.warn(f"model {self.files.model} could not be written ({failure}): free space there")
+        return failure is None
 
     def _checkpoint(self, saves: SaveClock) -> None:
         """Begin to save the present state; the disk is waited for later."""

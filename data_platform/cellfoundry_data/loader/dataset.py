@@ -38,10 +38,10 @@ class ShardDataset:
     The order is a function of (seed, epoch) alone. Batch ``g`` of an epoch goes to rank ``g % world_size``, so
     every rank gets the same number of batches: those at an epoch's end that make no whole step of all ranks are
     left out. With ``whole_steps_of`` a step has so many batches whatever the number of ranks, and the steps are the
-    same ones on any number of them. With ``batch_cells`` all batches of a step have as many cells: the short one that may end an epoch
-    is left out too, but not where there is only one rank, which gets every cell once an epoch unless ``weights``
-    are given. Iterating starts at the beginning of the epoch, or after ``load_state_dict`` where that state was
-    taken; at its end the next epoch begins. Batches are views of reused memory that is never reused while a
+    same ones on any number of them. With ``batch_cells`` all batches of a step have as many cells: the short one that
+    may end an epoch is left out too, but not where a step is one batch, and every cell is given once an epoch unless
+    ``weights`` are given. Iterating starts at the beginning of the epoch, or after ``load_state_dict`` where that state
+    was taken; at its end the next epoch begins. Batches are views of reused memory that is never reused while a
     batch, or a tensor made of it, is alive.
 
     Pickles. For a torch DataLoader, ``loader.torch.TorchLoader`` wraps it: in a worker process it gives the worker's
@@ -328,8 +328,8 @@ class ShardDataset:
             )
         if self.whole_steps_of is not None and self.whole_steps_of < self.world_size:
             raise DataError(
-                f"whole_steps_of {self.whole_steps_of} must be at least world_size {self.world_size}: every rank needs a "
-                "batch in a step."
+                f"whole_steps_of {self.whole_steps_of} must be at least world_size {self.world_size}: every rank needs "
+                "a batch in a step."
             )
         if not 0 <= self.rank < self.world_size:
             raise DataError(f"rank {self.rank} is not one of {self.world_size} ranks: ranks count from 0.")

@@ -97,9 +97,7 @@ def whole_steps(planned: Iterable[Plan], start: int, step: int) -> Iterator[Work
     for plan in planned:
         waiting.append(plan)
         known = max(known, plan.complete(step))
-        while (
-            waiting and (known - start) // step * step >= waiting[0].following.first_batch - start
-        ):
+        while waiting and (known - start) // step * step >= waiting[0].following.first_batch - start:
             yield work(known)
     while waiting:
         yield work(known)

@@ -129,7 +129,9 @@ def train(store: str, folder: Path, rank: int, ranks: int) -> Any:
     """Train anew in every setting of this world and save: checksums at the save, and what comes after it."""
     report = {}
     for setting in TRAINED[ranks]:
-        world = World(store, _checkpoints(folder / f"{setting} on {ranks}", rank, ranks), setting, rank, ranks)
+        world = World(
+            store, _checkpoints(folder / f"{setting} on {ranks}", rank, ranks), setting, rank, ranks
+        )
         before = world.take_steps()
         world.save()
         report[setting] = {"before": before, "digests": world.digests(), "after": world.take_steps()}
