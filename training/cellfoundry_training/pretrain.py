@@ -170,8 +170,8 @@ def _check_run(config: PretrainConfig, files: RunFiles, resume: bool) -> None:
     if before.step_batches != config.step_batches:
         raise TrainingError(
             f"run {files.folder} was started with {before.workers} workers x {before.gradient_accumulation} "
-            f"accumulated batches and cannot go on with {config.workers} x {config.gradient_accumulation}: set workers and "
-            f"gradient_accumulation so that their product stays {before.step_batches}"
+            f"accumulated batches and cannot go on with {config.workers} x {config.gradient_accumulation}: set workers "
+            f"and gradient_accumulation so that their product stays {before.step_batches}"
         )
     for name in PretrainConfig.model_fields:
         if name not in FREE_ON_RESUME and getattr(before, name) != getattr(config, name):
