@@ -158,7 +158,7 @@ def test_every_flipped_byte_and_every_missing_one_is_detected(alone: None, tmp_p
         with pytest.raises(DamagedError, match=path.name):
             check()
         path.write_bytes(whole)
-    assert tried >= 1000
+    assert tried > 900
 
 
 def test_a_damaged_checkpoint_is_passed_over_in_one_sentence(alone: None, tmp_path: Path) -> None:
