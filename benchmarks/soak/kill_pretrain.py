@@ -1,4 +1,4 @@
-"""Kill ranks of a pretraining run with SIGKILL at random moments, and nodes under them, and compare with a run in peace.
+"""Kill ranks of a pretraining run with SIGKILL at random moments, lose nodes, and compare with a run in peace.
 
     python benchmarks/soak/kill_pretrain.py --kills 20 --out result.json
 
