@@ -37,18 +37,23 @@ def pretrain(
 ) -> None:
     """Pretrain with the read-depth-aware masked objective; the model directory is RUN/model."""
     from cellfoundry_training.config import load_config
+    from cellfoundry_training.errors import RunStopped
     from cellfoundry_training.pretrain import pretrain as run_pretrain
 
     settings = load_config(config, set_)
-    with ProgressDisplay() as progress:
-        result = run_pretrain(
-            settings,
-            store,
-            run,
-            resume=resume,
-            progress=progress,
-            watch=lambda record: training_text.show(record, progress),
-        )
+    try:
+        with ProgressDisplay() as progress:
+            result = run_pretrain(
+                settings,
+                store,
+                run,
+                resume=resume,
+                progress=progress,
+                watch=lambda record: training_text.show(record, progress),
+            )
+    except RunStopped as stopped:
+        typer.echo(str(stopped), err=True)
+        raise
     typer.echo(training_text.result_text(result))
 
 
