@@ -9,7 +9,7 @@ from types import FrameType
 
 import typer
 
-from cellfoundry.cli import bench, data, embed, model, quickstart, serve, train
+from cellfoundry.cli import bench, data, embed, model, predict, quickstart, serve, train
 from cellfoundry.cli.console import print_warnings_as_lines, user_message
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(model.app, name="model")
 app.command("embed")(embed.embed)
+app.command("predict")(predict.predict)
 app.command("serve")(serve.serve)
 app.add_typer(bench.app, name="bench")
 

@@ -14,10 +14,10 @@ from anndata import AnnData
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.source_cells import SourceCells
+from cellfoundry_data.store_cells import StoreCells, is_store
 from cellfoundry_data.vocabulary import Vocabulary
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
-from cellfoundry_serving.store_cells import StoreCells, is_store
 from cellfoundry_serving.token_batches import consecutive, token_counts
 
 Source: TypeAlias = str | Path | AnnData

@@ -1,4 +1,4 @@
-"""The cells of a CellFoundry store as a source of batch embedding, in store order."""
+"""The cells of a CellFoundry store as a source like any other, in store order."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from cellfoundry_data.batch import CellBatch
+from cellfoundry_data.errors import DataError
 from cellfoundry_data.store.format import MANIFEST, OBS_CELL_NAME
 from cellfoundry_data.store.reader import open_store
 from cellfoundry_data.vocabulary import Vocabulary
-from cellfoundry_serving.errors import ServingError
 
 
 def is_store(path: str | Path) -> bool:
@@ -33,22 +33,21 @@ class StoreCells:
         obs: one row a cell, indexed by the cell's name in its source.
 
     Raises:
-        ServingError: the store has another vocabulary than the model, or holds counts where normalised values are
-            wanted, or the other way round.
-        DataError: a damaged store.
+        DataError: the store has another vocabulary than the model, or holds counts where normalised values are
+            wanted, or the other way round; or it is damaged.
     """
 
     def __init__(self, path: str | Path, vocab: Vocabulary, *, normalized: bool = False) -> None:
         self._store = open_store(path)
         if self._store.vocabulary.hash != vocab.hash:
-            raise ServingError(
+            raise DataError(
                 f"{path} was ingested with another vocabulary than the model's; ingest its sources again with "
                 "the model's vocab.tsv, or embed the sources themselves."
             )
         if normalized and self._store.values == "counts":
-            raise ServingError(f"{path} is a store of raw counts; leave out --pre-normalized.")
+            raise DataError(f"{path} is a store of raw counts; leave out --pre-normalized.")
         if not normalized and self._store.values != "counts":
-            raise ServingError(f"{path} is a store of normalised values; embed it with --pre-normalized T.")
+            raise DataError(f"{path} is a store of normalised values; embed it with --pre-normalized T.")
         self.n_cells = self._store.n_cells
         self.obs: pd.DataFrame = self._store.obs_frame().set_index(OBS_CELL_NAME)
         self.obs.index = self.obs.index.astype(str)
