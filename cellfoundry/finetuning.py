@@ -24,6 +24,7 @@ def finetune(
     out: str | Path,
     config: FinetuneConfig | None = None,
     *,
+    layer: str | None = None,
     progress: Progress | None = None,
     watch: Callable[[Epoch], None] | None = None,
     **settings: Any,
@@ -37,6 +38,7 @@ def finetune(
         data: labelled raw counts: an AnnData, or a path that ``cellfoundry embed`` takes.
         out: model directory to write, whole or not at all.
         config: every setting; or give them as keywords.
+        layer: matrix of an AnnData to read; by default the first with whole counts.
         progress: called with (label, done, total).
         watch: called after every epoch.
         **settings: fields of ``FinetuneConfig``; ``label`` at least.
@@ -45,4 +47,6 @@ def finetune(
         DataError, ModelError, TrainingError: one sentence on what to mend.
     """
     chosen = config or build_config(settings)
-    return run_finetune(model_dir, data, out, chosen, report=page, progress=progress, watch=watch)
+    return run_finetune(
+        model_dir, data, out, chosen, layer=layer, report=page, progress=progress, watch=watch
+    )

@@ -48,6 +48,9 @@ def finetune(
         "layers; full: everything; lora: adapters (needs the extra 'lora'). Default: head, or last with --last.",
     ),
     last: int | None = typer.Option(None, min=1, help="Encoder layers that learn with --tune last (2)."),
+    layer: str | None = typer.Option(
+        None, help="Matrix to read: X, raw or a layer's name. Default: the first that holds whole counts."
+    ),
     set_: list[str] = typer.Option(
         [],
         "--set",
@@ -68,6 +71,7 @@ def finetune(
             data,
             out,
             config,
+            layer=layer,
             progress=progress,
             watch=lambda epoch: progress.note(epoch_text(epoch)),
         )

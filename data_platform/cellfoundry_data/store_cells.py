@@ -1,4 +1,4 @@
-"""The cells of a CellFoundry store as a source like any other, in store order."""
+"""The cells of a CellFoundry store as a source like any other, and the one door to both."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.errors import DataError
+from cellfoundry_data.source_cells import SourceCells, Values
 from cellfoundry_data.store.format import MANIFEST, OBS_CELL_NAME
 from cellfoundry_data.store.reader import open_store
 from cellfoundry_data.vocabulary import Vocabulary
@@ -18,6 +20,29 @@ from cellfoundry_data.vocabulary import Vocabulary
 def is_store(path: str | Path) -> bool:
     """True for a folder with a store's manifest."""
     return (Path(path) / MANIFEST).is_file()
+
+
+def open_cells(
+    source: str | Path | AnnData,
+    vocab: Vocabulary,
+    *,
+    values: Values = "counts",
+    total_column: bool = False,
+    layer: str | None = None,
+) -> SourceCells | StoreCells:
+    """A store, or anything else that ``SourceCells`` takes, over a vocabulary's genes; arguments as there.
+
+    Raises:
+        DataError: it cannot be read, or is a store, which has neither layers nor totals, and is asked for one.
+    """
+    if isinstance(source, AnnData) or not is_store(source):
+        return SourceCells(source, vocab, values=values, total_column=total_column, layer=layer)
+    if total_column or layer is not None:
+        raise DataError(
+            f"{source} is a store, which has no layers and no column of totals; leave out --layer and "
+            "--pre-normalized A."
+        )
+    return StoreCells(source, vocab, normalized=values == "normalized")
 
 
 class StoreCells:

@@ -266,7 +266,7 @@ def test_a_store_is_a_source(source: Path, model_dir: Path, tmp_path: Path, engi
     assert set(after.obs_names) <= {f"barcode{row}" for row in range(9)}
     with pytest.raises(DataError, match="store of raw counts"):
         encode_source(store, engine, pre_normalized="T")
-    with pytest.raises(ServingError, match="no column of totals"):
+    with pytest.raises(DataError, match="no column of totals"):
         encode_source(store, engine, pre_normalized="A")
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cellfoundry_kernels import pool_cells
 from cellfoundry_model.architecture import CellModel
+from cellfoundry_model.errors import ModelError
 from cellfoundry_model.token_batch import TokenBatch
 
 
@@ -25,10 +26,15 @@ class CellEncoder(nn.Module):
 
     Attributes:
         width: length of a cell's vector, 4 D or D.
+
+    Raises:
+        ModelError: an unknown pool.
     """
 
     def __init__(self, model: CellModel, pool: str = "all") -> None:
         super().__init__()
+        if pool not in ("all", "max"):
+            raise ModelError(f"pool is {pool!r}; use all or max.")
         self.pool = pool
         self.width = model.config.encoder_width * (4 if pool == "all" else 1)
         self.value_embedding = model.value_embedding

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from cellfoundry_model.errors import ModelError
 from cellfoundry_model.head import Head, HeadConfig
 
-HEAD_CONFIG_FILE, HEAD_WEIGHTS_FILE = "head.json", "head.safetensors"
+HEAD_FILES = HEAD_CONFIG_FILE, HEAD_WEIGHTS_FILE = "head.json", "head.safetensors"
 HEAD_HASH = "head_sha256"
 """Key of a model's info: the hash of both files, which ties a head to the weights that were saved with it."""
 
@@ -51,10 +51,10 @@ def load_head(model_dir: str | Path, info: Mapping[str, Any]) -> Head:
         raise ModelError(
             f"{folder}: the model has no head, so it predicts no label; make one with `cellfoundry train finetune`."
         )
-    for name in (HEAD_CONFIG_FILE, HEAD_WEIGHTS_FILE):
+    for name in HEAD_FILES:
         if not (folder / name).is_file():
             raise ModelError(f"{folder}: {name} is missing from this model directory; make the model again.")
-    files = {name: (folder / name).read_bytes() for name in (HEAD_CONFIG_FILE, HEAD_WEIGHTS_FILE)}
+    files = {name: (folder / name).read_bytes() for name in HEAD_FILES}
     if head_hash(files) != info[HEAD_HASH]:
         raise ModelError(
             f"{folder}: {HEAD_CONFIG_FILE} and {HEAD_WEIGHTS_FILE} are not those that were saved with this model; "

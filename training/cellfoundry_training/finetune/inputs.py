@@ -17,8 +17,7 @@ from torch import Tensor
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.source_cells import SourceCells
-from cellfoundry_data.store_cells import StoreCells, is_store
-from cellfoundry_data.vocabulary import Vocabulary
+from cellfoundry_data.store_cells import StoreCells
 from cellfoundry_model.embedder import micro_batches
 from cellfoundry_model.token_batch import TokenBatch, TokenizedCells
 from cellfoundry_training.errors import TrainingError
@@ -59,14 +58,6 @@ class TokenInputs:
         """Parts of at most ``max_tokens`` tokens, or of one cell."""
         for chosen in micro_batches(self._cells.lengths[cells], self._max_tokens, len(cells)):
             yield cells[chosen], self._cells[cells[chosen]].to(self._device)
-
-
-def open_cells(src: Source, vocab_genes: tuple[str, ...]) -> SourceCells | StoreCells:
-    """Counts of a file, a store or an AnnData over the model's genes; DataError where they cannot be read."""
-    vocab = Vocabulary(vocab_genes)
-    if not isinstance(src, AnnData) and is_store(src):
-        return StoreCells(src, vocab)
-    return SourceCells(src, vocab)
 
 
 def read_cells(

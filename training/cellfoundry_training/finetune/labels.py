@@ -102,7 +102,8 @@ def _numbers(labels: pd.Series, has_label_C: npt.NDArray[np.bool_], source: str)
     if bad_C.any():
         cell = int(np.argmax(bad_C))
         value, name = labels.iloc[cell], labels.index[cell]
-        where = f"{source}: obs column {labels.name!r} holds {value!r} in row {cell} ({name})"
+        shown = repr(value) if isinstance(value, str) else str(value)
+        where = f"{source}: obs column {labels.name!r} holds {shown} in row {cell} ({name})"
         if isinstance(value, str):
             raise TrainingError(
                 f"{where}, and regression needs numbers; use --task classification or another column"

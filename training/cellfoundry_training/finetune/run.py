@@ -20,7 +20,8 @@ from torch import nn
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.source_cells import SourceCells
-from cellfoundry_data.store_cells import StoreCells
+from cellfoundry_data.store_cells import StoreCells, open_cells
+from cellfoundry_data.vocabulary import Vocabulary
 from cellfoundry_model.checkpoint import LoadedModel, check_replaceable, load_model, save_model
 from cellfoundry_model.embedder import Embedder
 from cellfoundry_model.head import Head, HeadConfig
@@ -36,7 +37,6 @@ from cellfoundry_training.finetune.inputs import (
     Source,
     TokenInputs,
     VectorInputs,
-    open_cells,
     read_cells,
 )
 from cellfoundry_training.finetune.labels import (
@@ -162,6 +162,7 @@ def finetune(
     out: str | Path,
     config: FinetuneConfig,
     *,
+    layer: str | None = None,
     report: Callable[[Finetuned], str] | None = None,
     progress: Progress | None = None,
     watch: Callable[[Epoch], None] | None = None,
@@ -174,6 +175,7 @@ def finetune(
             (12 bytes a non-zero), or where only the head learns as vectors.
         out: model directory to write, whole or not at all; an earlier model there is replaced.
         config: what to learn, and how.
+        layer: matrix of an AnnData to read; by default the first with whole counts.
         report: makes a page that is kept beside the model.
         progress: called with (label, done, total).
         watch: called after every epoch.
@@ -189,7 +191,7 @@ def finetune(
     loaded = load_model(model_dir, device)
     check_tune(config, loaded.config.encoder_depth)
     source = "the AnnData" if isinstance(src, AnnData) else str(src)
-    cells = open_cells(src, loaded.vocab_genes)
+    cells = open_cells(src, Vocabulary(loaded.vocab_genes), layer=layer)
     labels = read_labels(cells.obs, config.label, config.task, source)
     without_label = int((~labels.has_label_C).sum())
     labels, rare = without_rare_classes(labels)
@@ -312,7 +314,7 @@ def _set_scales(
         chosen = chosen[:SCALE_CELLS]
     vectors = [encoder(given) for _, given in inputs.parts(np.sort(chosen))]
     label = torch.from_numpy(value_E[split.train]) if head.config.task == "regression" else None
-    head.set_scales(torch.cat(vectors), label)
+    head.set_scales(torch.cat(vectors), label, per_channel=config.tune == "head")
 
 
 def _judged(
