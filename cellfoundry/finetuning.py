@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellfoundry.report.finetune_report import page
 from cellfoundry_training.finetune.config import FinetuneConfig, build_config
 from cellfoundry_training.finetune.inputs import Progress
 from cellfoundry_training.finetune.run import Finetuned
@@ -48,5 +47,11 @@ def finetune(
     """
     chosen = config or build_config(settings)
     return run_finetune(
-        model_dir, data, out, chosen, layer=layer, report=page, progress=progress, watch=watch
+        model_dir, data, out, chosen, layer=layer, report=_report, progress=progress, watch=watch
     )
+
+
+def _report(result: Finetuned) -> str:
+    from cellfoundry.report.finetune_report import page  # matplotlib, which a refused run need not wait for
+
+    return page(result)

@@ -80,7 +80,7 @@ def encode_source(
 def tokenize_source(
     src: Source, vocab_genes: Sequence[str], *, target: str = "t4", layer: str | None = None
 ) -> TokenizedCells:
-    """All cells of raw counts as tokens in memory, in the source's order, for a training loop; see ``encode_source``."""
+    """All cells of raw counts as tokens in memory, in the source's order; arguments as of ``encode_source``."""
     cells = open_cells(src, Vocabulary(tuple(vocab_genes)), layer=layer)
     blocks = cells.blocks(READ_CELLS)
     return TokenizedCells([tokenize(batch, n_genes=len(vocab_genes), target=target) for batch, _ in blocks])

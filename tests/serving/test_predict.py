@@ -137,7 +137,7 @@ def test_heads_that_are_missing_damaged_or_anothers_are_refused(
     model_dir: Path, typed: Path, source: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.csv"
-    with pytest.raises(ModelError, match="the model has no head.* `cellfoundry train finetune`"):
+    with pytest.raises(ModelError, match=r"the model has no head.* `cellfoundry train finetune`"):
         predict(source, model_dir, out)
     other = with_head(model_dir, tmp_path / "other", "classification", ("one", "two"))
     (other / "head.json").write_bytes((typed / "head.json").read_bytes())
