@@ -62,7 +62,7 @@ def predicted_against_true(
     chosen = np.unique(np.linspace(0, len(true) - 1, POINTS).astype(np.int64))
     with matplotlib.rc_context(STYLE):
         figure, axes = new_axes(5.6, 5.0)
-        axes.scatter(true[chosen], predicted[chosen], s=9, linewidths=0, color=ACCENT, alpha=0.6)
+        axes.scatter(true[chosen], predicted[chosen], s=16, linewidths=0, color=ACCENT, alpha=0.6)
         ends = [float(min(true.min(), predicted.min())), float(max(true.max(), predicted.max()))]
         axes.plot(ends, ends, color=INK, linestyle=":", linewidth=1.2)
         axes.set_xlabel(label)
