@@ -1,4 +1,4 @@
-"""``cellfoundry train``: pretraining with Ray Train and DeepSpeed."""
+"""``cellfoundry train``: pretraining with Ray Train and DeepSpeed, and fine-tuning."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import typer
 
 from cellfoundry.cli import training_text
 from cellfoundry.cli.console import ProgressDisplay
+from cellfoundry.cli.finetune import finetune
 from cellfoundry.cli.plan import plan
 
 REPORT = "report.html"
 
-app = typer.Typer(help="Train models on a shard store.", no_args_is_help=True)
+app = typer.Typer(help="Pretrain on a shard store; fine-tune on labelled cells.", no_args_is_help=True)
 
 app.command()(plan)
+app.command()(finetune)
 
 
 @app.callback()
 def train() -> None:
-    """Train models on a shard store."""
+    """Pretrain on a shard store; fine-tune on labelled cells."""
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -27,6 +26,7 @@ from cellfoundry_model.config import ModelConfig
 from cellfoundry_model.errors import ModelError
 from cellfoundry_model.presets import PRESETS
 from cellfoundry_training.errors import TrainingError
+from cellfoundry_training.settings import first_fault, nearest, parse_override
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 
@@ -234,18 +234,13 @@ def build_config(values: Mapping[str, Any], *, source: str) -> PretrainConfig:
     for key in values:
         if key not in PretrainConfig.model_fields:
             raise TrainingError(
-                f"configuration {source}: unknown key {key!r}{_nearest(key, PretrainConfig.model_fields)}"
+                f"configuration {source}: unknown key {key!r}{nearest(key, PretrainConfig.model_fields)}"
             )
     try:
         config = PretrainConfig.model_validate(dict(values))
         config.architecture(n_genes=1)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"] if part not in ("str", "dict[str,any]"))
-        message = first["msg"].removeprefix("Value error, ")
-        where = f"{field}: " if field else ""
-        given = f", not {first['input']!r}" if field and first["type"] != "missing" else ""
-        raise TrainingError(f"configuration {source}: {where}{message}{given}") from None
+        raise TrainingError(f"configuration {source}: {first_fault(error)}") from None
     except ModelError as error:
         raise TrainingError(f"configuration {source}: model: {error}") from None
     return config
@@ -283,17 +278,11 @@ def _read_deepspeed(path: Path) -> dict[str, Any]:
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise TrainingError(f"--set {override}: write key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise TrainingError(f"--set {override}: the value is not valid YAML") from None
+    key, value = parse_override(override)
     top, dot, inner = key.partition(".")
     if top not in PretrainConfig.model_fields:
         raise TrainingError(
-            f"--set {override}: unknown key {top!r}{_nearest(top, PretrainConfig.model_fields)}"
+            f"--set {override}: unknown key {top!r}{nearest(top, PretrainConfig.model_fields)}"
         )
     if not dot:
         values[top] = value
@@ -301,7 +290,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     model_fields = [field.name for field in dataclasses.fields(ModelConfig)]
     if top != "model" or inner not in model_fields:
         raise TrainingError(
-            f"--set {override}: unknown key {key!r}{_nearest(key, [f'model.{f}' for f in model_fields])}"
+            f"--set {override}: unknown key {key!r}{nearest(key, [f'model.{f}' for f in model_fields])}"
         )
     model = values.get("model")
     if isinstance(model, str) and model in PRESETS:
@@ -309,8 +298,3 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not isinstance(model, dict):
         raise TrainingError(f"--set {override}: model is {model!r}, neither a preset name nor a mapping")
     values["model"] = {**model, inner: value}
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)
-    return f"; the nearest is {close[0]!r}" if close else ""
