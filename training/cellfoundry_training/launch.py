@@ -93,10 +93,10 @@ class _Losses(ray.train.UserCallback):
         with contextlib.suppress(OSError), self._files.failure.open("a") as file:
             for rank, failure in sorted(worker_exceptions.items()):
                 file.write(f"rank {rank}: {failure}\n")
-        defects = [repr(error) for error in errors if not isinstance(error, MAY_PASS)]
-        if defects and defects == self._before:
-            raise errors[0]
-        self._before = defects
+        defects = [error for error in errors if not isinstance(error, MAY_PASS)]
+        if defects and [repr(error) for error in defects] == self._before:
+            raise defects[0]
+        self._before = [repr(error) for error in defects]
 
 
 def _bare(error: Exception) -> Exception:
