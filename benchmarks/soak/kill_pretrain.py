@@ -145,18 +145,20 @@ class Disturbed:
         return any(self.files.checkpoints.glob(".step-*"))
 
     def wait(self, happened: Callable[[], bool]) -> bool:
-        """Look every millisecond; False if the run ended before."""
+        """Look every millisecond; False if the run ended before, RuntimeError if it failed."""
         while self._thread.is_alive():
             if happened():
                 return True
             time.sleep(0.001)
+        self.end()
         return False
 
     def end(self) -> None:
-        """Wait for the end; RuntimeError if it was none in peace."""
+        """Wait for the end; RuntimeError if the run failed."""
         self._thread.join()
         if self.failure is not None:
-            raise RuntimeError(f"the run failed: {self.failure}") from self.failure
+            log = self.files.failure.read_text() if self.files.failure.exists() else ""
+            raise RuntimeError(f"the run failed: {self.failure}\n{log}") from self.failure
 
     def wait_for_restart(self, warnings: int) -> None:
         """Until the ranks are back, which leaves a warning, and take steps."""

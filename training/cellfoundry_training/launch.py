@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -26,7 +27,6 @@ COLLECTIVE_MARGIN_S = 60
 START_TIMEOUT_S, ELASTIC_START_TIMEOUT_S = 600, 120
 OURS = (TrainingError, DataError, ModelError)
 # A process or node that is gone, a collective without its peer, a device or disk that failed: another start may do.
-# What else a rank raises is a defect and comes again.
 MAY_PASS = (ray.exceptions.RayError, RuntimeError, OSError)
 
 
@@ -79,18 +79,24 @@ class _Losses(ray.train.UserCallback):
 
     def __init__(self, files: RunFiles) -> None:
         self._files = files
+        self._before: list[str] = []
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray's controller, which does not restart after an error from here."""
+        """Called by Ray's controller, which does not restart after an error from here.
+
+        What is neither ours nor may pass is a defect, unless a peer's death brought it about: it has a second chance.
+        """
         errors = [_bare(worker_exceptions[rank]) for rank in sorted(worker_exceptions)]
         for error in errors:
             if isinstance(error, OURS):
                 raise error
-        with self._files.failure.open("a") as file:
+        with contextlib.suppress(OSError), self._files.failure.open("a") as file:
             for rank, failure in sorted(worker_exceptions.items()):
                 file.write(f"rank {rank}: {failure}\n")
-        if not any(isinstance(error, MAY_PASS) for error in errors):
-            raise errors[0]
+        defects = [error for error in errors if not isinstance(error, MAY_PASS)]
+        if defects and [repr(error) for error in defects] == self._before:
+            raise defects[0]
+        self._before = [repr(error) for error in defects]
 
 
 def _bare(error: Exception) -> Exception:
