@@ -139,10 +139,14 @@ def test_a_stopped_run_leaves_nothing(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stderr is not None
-    while not process.stderr.readline().startswith("train: "):
-        assert process.poll() is None
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    try:
+        while not process.stderr.readline().startswith("train: "):
+            assert process.poll() is None
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()  # nothing else would end it if the test fails
+        process.wait()
     assert process.returncode == code
     assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == [cells]
