@@ -81,9 +81,6 @@ def test_from_labels_to_predictions(model_dir: Path, cells: Path, tmp_path: Path
     known = table["kind"].notna() & table["prediction"].notna()
     assert known.sum() == CELLS - 2
     assert (table["kind"] == table["prediction"])[known].all()
-    # The directory is a model like any other.
-    result = cellfoundry("embed", cells, "--model", out, "--out", tmp_path / "vectors.npy")
-    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(
@@ -114,10 +111,7 @@ def test_a_model_without_a_head_predicts_nothing(model_dir: Path, cells: Path, t
     assert list(tmp_path.iterdir()) == [cells]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_leaves_nothing(
-    number: int, code: int, model_dir: Path, cells: Path, tmp_path: Path
-) -> None:
+def test_ctrl_c_leaves_nothing(model_dir: Path, cells: Path, tmp_path: Path) -> None:
     command = [
         "train",
         "finetune",
@@ -142,11 +136,11 @@ def test_a_stopped_run_leaves_nothing(
     try:
         while not process.stderr.readline().startswith("train: "):
             assert process.poll() is None
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()  # nothing else would end it if the test fails
         process.wait()
-    assert process.returncode == code
+    assert process.returncode == 130
     assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == [cells]
