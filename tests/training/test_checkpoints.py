@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import resource
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,17 +37,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
-
-
-@contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    """Writing past ``size`` bytes of a file fails for this process, as on a full disk."""
-    former = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
 class Run:
@@ -201,7 +189,9 @@ def test_a_checkpoint_of_another_version_is_refused(alone: None, tmp_path: Path)
         Run(tmp_path).checkpoints.newest()
 
 
-def test_a_full_disk_costs_the_checkpoint_and_not_the_one_before(alone: None, tmp_path: Path) -> None:
+def test_a_full_disk_costs_the_checkpoint_and_not_the_one_before(
+    alone: None, tmp_path: Path, files_no_larger_than: Callable[[int], AbstractContextManager[None]]
+) -> None:
     run = Run(tmp_path)
     run.save(10)
     with files_no_larger_than(BIG):
