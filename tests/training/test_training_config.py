@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,17 @@ def test_written_config_reads_back_equal(tmp_path: Path) -> None:
     again = load_config(tmp_path / "config.yaml")
     assert again == config
     assert again.hash() == config.hash() != load_config("tiny").hash()
+
+
+def test_a_full_disk_does_not_cost_the_configuration(
+    tmp_path: Path, files_no_larger_than: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    before, later = load_config("tiny"), load_config("tiny", ["max_steps=9"])
+    before.write(tmp_path / "config.yaml")
+    with files_no_larger_than(100), pytest.raises(OSError, match="File too large"):
+        later.write(tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_overrides_reach_the_run_and_the_model() -> None:

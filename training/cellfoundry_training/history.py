@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cellfoundry_training.files import replace_text
+
 Record = dict[str, Any]
 # An evaluation's line is about 2 kB and a step's 0.3 kB: the newest of both are within this of the end for minutes.
 TAIL_BYTES = 65_536
@@ -80,9 +82,7 @@ def newest(path: Path) -> Newest:
 def truncate_after(path: Path, step: int) -> None:
     """Drop what was logged after ``step``: those steps will run again."""
     kept = [record for record in read(path) if record["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    temporary.replace(path)
+    replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def is_evaluation(record: Record) -> bool:
