@@ -17,11 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cellfoundry_training import checkpoint_files
+from cellfoundry_training import checkpoint_files, history
 from cellfoundry_training.checkpoint_files import Checkpoint, DamagedError, Manifest, Tensors
 from cellfoundry_training.checkpoints import Checkpoints
+from cellfoundry_training.config import load_config
 from cellfoundry_training.engine_state import part_owners
 from cellfoundry_training.errors import TrainingError
+from cellfoundry_training.files import RunFiles
+from cellfoundry_training.run_start import RunStart
 from cellfoundry_training.state import RunState
 
 NAMES = st.text(min_size=1, max_size=20)
@@ -249,6 +252,15 @@ def test_what_a_killed_save_left_is_neither_loaded_nor_kept(alone: None, tmp_pat
     assert found is not None
     assert found.manifest.state.step == 10
     assert not killed.exists()
+
+
+def test_a_resume_without_a_checkpoint_says_that_it_starts_again(alone: None, tmp_path: Path) -> None:
+    warnings, files = list[str](), RunFiles(tmp_path)
+    RunStart(files, load_config("tiny"), 0, 1, warnings.append)
+    assert not warnings
+    history.append(files.metrics, [{"step": 3, "loss": 1.0}])
+    RunStart(files, load_config("tiny"), 0, 1, warnings.append)
+    assert warnings == [f"no checkpoint under {files.checkpoints}: the run starts again from step 0"]
 
 
 def test_a_tensor_of_another_model_is_refused(alone: None, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cellfoundry_model.architecture import CellModel
+from cellfoundry_training import history
 from cellfoundry_training.checkpoint_files import Tensors
 from cellfoundry_training.checkpoints import Checkpoints, Warn
 from cellfoundry_training.config import PretrainConfig
@@ -49,6 +50,8 @@ class RunStart:
         self._found = self.checkpoints.newest()
         if rank == 0 and files.failure.is_file():
             self._warn_of_restart()
+        elif rank == 0 and self._found is None and history.newest(files.metrics).step is not None:
+            warn(f"no checkpoint under {files.checkpoints}: the run starts again from step 0")
 
     def fill(self, model: CellModel) -> None:
         """Give ``model`` the weights of the checkpoint, before an engine is made of it."""
