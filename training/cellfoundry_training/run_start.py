@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cellfoundry_model.architecture import CellModel
+from cellfoundry_model.checkpoint import clear_leftovers
 from cellfoundry_training import history
 from cellfoundry_training.checkpoint_files import Tensors
 from cellfoundry_training.checkpoints import Checkpoints, Warn
@@ -39,6 +40,7 @@ class RunStart:
         if rank == 0:
             # Of ranks that are gone.
             shutil.rmtree(files.heartbeats, ignore_errors=True)
+            clear_leftovers(files.model)
         self.checkpoints = Checkpoints(
             files.checkpoints,
             rank,
