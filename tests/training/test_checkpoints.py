@@ -221,6 +221,18 @@ def test_the_newest_and_the_best_are_kept(alone: None, tmp_path: Path) -> None:
     }
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_is_not_called_a_failed_save(
+    alone: None, tmp_path: Path
+) -> None:
+    run = Run(tmp_path, keep=1)
+    run.save(10)
+    (tmp_path / f".{checkpoint_files.folder_name(10)}.removed").write_text("a file is in the way")
+    run.save(20)
+    (sentence,) = run.warnings
+    assert f"{tmp_path / checkpoint_files.folder_name(10)} is no longer needed but could not be" in sentence
+    assert run.steps() == [20, 10]
+
+
 def test_a_save_waits_for_the_one_before_and_training_for_none(
     alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
