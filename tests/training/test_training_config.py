@@ -110,6 +110,10 @@ def test_overrides_reach_the_run_and_the_model() -> None:
         ("deepspeed={bf16: {enabled: true}}", ["bf16.enabled is True"]),
         ("deepspeed={fp16: {enabled: true}}", ["fp16.enabled is True"]),
         ("deepspeed={train_batch_size: 7}", ["train_batch_size is 7", "makes it 1"]),
+        (
+            "deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}",
+            ["zero_optimization.offload_optimizer is not supported"],
+        ),
         ("deepspeed={optimizer: {type: Adam}}", ["optimizer", "learning_rate"]),
     ],
 )

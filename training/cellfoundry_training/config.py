@@ -194,6 +194,11 @@ class PretrainConfig(BaseModel):
         for key in ("optimizer", "scheduler"):
             if self.deepspeed and key in self.deepspeed:
                 return f"{key} is not DeepSpeed's to choose here; leave it out and set learning_rate and its like"
+        zero = (self.deepspeed or {}).get("zero_optimization")
+        for key in zero if isinstance(zero, dict) else ():
+            # Loading and saving read weights and moments on the rank's own device.
+            if key.startswith(("offload_", "cpu_offload")):
+                return f"zero_optimization.{key} is not supported; leave it out and raise zero_stage or workers"
         for key, value in self.deepspeed_decided.items():
             given: Any = self.deepspeed or {}
             for part in key.split("."):
