@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -78,6 +79,8 @@ def save_model(
         (staging / CONFIG_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         for name, content in (files or {}).items():
             (staging / name).write_bytes(content)
+        for path in (*staging.iterdir(), staging):
+            _to_disk(path)
         _replace_directory(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -181,6 +184,24 @@ def _replace_directory(staging: Path, out: Path) -> None:
     out.replace(old)
     staging.replace(out)
     shutil.rmtree(old)
+
+
+def clear_leftovers(model_dir: Path) -> None:
+    """Remove what a killed process left of writing ``model_dir``; the model comes back if it was moved aside."""
+    for aside in model_dir.parent.glob(f".{model_dir.name}.old.*"):
+        if not model_dir.exists():
+            aside.rename(model_dir)
+    for leftover in model_dir.parent.glob(f".{model_dir.name}.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, would outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:

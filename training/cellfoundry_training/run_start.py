@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from cellfoundry_model.architecture import CellModel
+from cellfoundry_model.checkpoint import clear_leftovers
+from cellfoundry_training import history
 from cellfoundry_training.checkpoint_files import Tensors
 from cellfoundry_training.checkpoints import Checkpoints, Warn
 from cellfoundry_training.config import PretrainConfig
@@ -38,6 +40,7 @@ class RunStart:
         if rank == 0:
             # Of ranks that are gone.
             shutil.rmtree(files.heartbeats, ignore_errors=True)
+            clear_leftovers(files.model)
         self.checkpoints = Checkpoints(
             files.checkpoints,
             rank,
@@ -49,6 +52,8 @@ class RunStart:
         self._found = self.checkpoints.newest()
         if rank == 0 and files.failure.is_file():
             self._warn_of_restart()
+        elif rank == 0 and self._found is None and history.newest(files.metrics).step is not None:
+            warn(f"no checkpoint under {files.checkpoints}: the run starts again from step 0")
 
     def fill(self, model: CellModel) -> None:
         """Give ``model`` the weights of the checkpoint, before an engine is made of it."""

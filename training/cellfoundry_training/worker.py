@@ -94,6 +94,7 @@ class Trainer:
         masking = Masking.of(config, len(self.genes))
         self.step = GlobalStep(self.engine, architecture, masking, self.clock, self.ranks)
         self.watch = HangWatch(files, self.rank, self.ranks, config.collective_timeout_s, self.clock)
+        self.watch.step = self.state.step
         self.peak = peak_flops(self.device, config.precision)
         self.stalls = stalls.DataStalls()
         if self.rank == 0:
