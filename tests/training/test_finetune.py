@@ -20,7 +20,10 @@ from cellfoundry_model.checkpoint import load_model, save_model
 from cellfoundry_model.config import ModelConfig
 from cellfoundry_model.errors import ModelError
 from cellfoundry_model.head_files import load_head
+from cellfoundry_serving.embed import embed
+from cellfoundry_serving.encode import encode_source
 from cellfoundry_serving.engines import open_engine
+from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.predict import predict_source
 from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.finetune.config import build_config
@@ -328,3 +331,22 @@ def test_a_finetuned_model_can_be_tuned_on(base: Path, cells: AnnData, tmp_path:
     assert result.base_sha256 == load_model(tmp_path / "first").info["weights_sha256"]
     engine = open_engine(tmp_path / "second")
     assert load_head(tmp_path / "second", engine.info).config.task == "regression"
+
+
+def test_a_decoder_that_no_longer_fits_gives_no_numbers(base: Path, cells: AnnData, tmp_path: Path) -> None:
+    run(base, cells, tmp_path / "head", max_epochs=1)
+    run(base, cells, tmp_path / "full", tune="full", max_epochs=1)
+    run(tmp_path / "full", cells, tmp_path / "full then head", max_epochs=1)
+    for output in ("gene", "expression"):
+        before, after = (
+            encode_source(cells, open_engine(folder), output=output) for folder in (base, tmp_path / "head")
+        )
+        np.testing.assert_array_equal(before, after)
+        for name in ("full", "full then head"):
+            engine = open_engine(tmp_path / name)
+            assert encode_source(cells, engine).shape == (CELLS, 64)
+            with pytest.raises(ServingError, match=rf"\(tune full\) .* no {output} output; take that from"):
+                encode_source(cells, engine, output=output)
+            with pytest.raises(ServingError, match="decoder no longer fits"):
+                embed(cells, tmp_path / name, tmp_path / "out.zarr", output=output)
+    assert not (tmp_path / "out.zarr").exists()

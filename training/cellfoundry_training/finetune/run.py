@@ -345,7 +345,9 @@ def _save(
     files = head_files(head)
     extra = loaded.info | {
         HEAD_HASH: head_hash(files),
-        "finetuned": {key: record[key] for key in ("config", "source", "base_sha256")},
+        # ``before`` keeps that of the model it started from: who wants the decoder must know of every run.
+        "finetuned": {key: record[key] for key in ("config", "source", "base_sha256")}
+        | {"before": loaded.info.get("finetuned")},
     }
     files[RECORD_FILE] = (json.dumps(record, indent=2) + "\n").encode()
     if report:
