@@ -164,7 +164,7 @@ def median_total(cells: SourceCells | StoreCells) -> float:
 
 
 def check_decoder_fits(engine: Engine, output: str) -> None:
-    """Raises ServingError for the decoder's outputs where fine-tuning, now or earlier, changed the encoder before it."""
+    """Raises ServingError for the decoder's outputs where a fine-tuning run changed the encoder before it."""
     if output == "cell":
         return
     record = engine.info.get("finetuned")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
+import cellfoundry as cf
 from cellfoundry_data.errors import DataError
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.checkpoint import load_model, save_model
@@ -280,6 +282,12 @@ def test_what_cannot_be_is_refused_in_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_settings_are_given_once(base: Path, cells: AnnData, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="config and tune, last are both given"):
+        cf.finetune(base, cells, tmp_path / "out", build_config({"label": "kind"}), tune="last", last=1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_cells_and_models_are_refused(base: Path, cells: AnnData, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such model directory"):
         run(tmp_path / "no", cells, tmp_path / "out")
@@ -313,6 +321,28 @@ def test_out_replaces_a_model_but_nothing_else(base: Path, cells: AnnData, tmp_p
     again = run(base, cells, tmp_path / "out", "score", max_epochs=1)
     engine = open_engine(tmp_path / "out")
     assert load_head(tmp_path / "out", engine.info).config == again.head
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_cells_are_read(
+    base: Path, cells: AnnData, tmp_path: Path
+) -> None:
+    (tmp_path / "afile").write_text("kept")
+    read: list[str] = []
+    config = build_config({"label": "kind"})
+    for out in (tmp_path / "afile" / "x", tmp_path / ("x" * 300)):
+        with pytest.raises(TrainingError, match=r"cannot be written .* give another --out"):
+            finetune(base, cells, out, config, progress=lambda *at: read.append(at[0]))
+    assert read == []
+    assert [path.name for path in tmp_path.iterdir()] == ["afile"]
+
+
+def test_cells_inside_out_are_not_lost(base: Path, cells: AnnData, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "out")
+    source = tmp_path / "out" / "cells.h5ad"
+    cells.write_h5ad(source)
+    with pytest.raises(TrainingError, match=r"cells.h5ad lies in .*out, which would be replaced"):
+        run(base, source, tmp_path / "out")
+    assert source.exists()
 
 
 def test_an_interrupted_run_leaves_nothing(base: Path, cells: AnnData, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Legend: C cells of the source, E those with a label and counts, W width of a cel
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -186,7 +187,7 @@ def finetune(
     """
     started = time.monotonic()
     out = Path(out)
-    _check_out(Path(model_dir), out)
+    _check_out(Path(model_dir), src, out)
     device = _device(config.device)
     loaded = load_model(model_dir, device)
     check_tune(config, loaded.config.encoder_depth)
@@ -250,10 +251,20 @@ def finetune(
     return result
 
 
-def _check_out(model_dir: Path, out: Path) -> None:
-    check_replaceable(out)
+def _check_out(model_dir: Path, src: Source, out: Path) -> None:
+    """ModelError or TrainingError, before any cell is read, where the model could not be written at the end."""
+    folder = out.absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=folder):
+            pass
+    except OSError as error:
+        raise TrainingError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
     if out.exists() and model_dir.exists() and out.samefile(model_dir):
         raise TrainingError(f"{out} is the model to start from and would be overwritten; give another --out")
+    if not isinstance(src, AnnData) and Path(src).exists() and out.resolve() in Path(src).resolve().parents:
+        raise TrainingError(f"{src} lies in {out}, which would be replaced; give another --out")
+    check_replaceable(out)
 
 
 def _device(name: str) -> torch.device:
