@@ -30,6 +30,7 @@ from cellfoundry_serving.predict import predict_source
 from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.finetune.config import build_config
 from cellfoundry_training.finetune.run import Finetuned, finetune
+from cellfoundry_training.finetune.split import stratified_split
 
 GENES, CELLS = 50, 150  # the genes of the store of conftest.py
 CONFIG = ModelConfig(
@@ -126,8 +127,6 @@ def test_it_learns_what_it_is_told_and_nothing_else(
 
 def _test_rows(cells: AnnData, result: Finetuned) -> np.ndarray:
     """Rows of the test cells, by drawing the split again as the documentation says."""
-    from cellfoundry_training.finetune.split import stratified_split
-
     codes = pd.Categorical(cells.obs[result.config.label].astype(str)).codes.astype(np.int64)
     config = result.config
     return stratified_split(
@@ -146,6 +145,31 @@ def test_a_number_is_learnt(base: Path, cells: AnnData, tmp_path: Path, tune: st
     predicted, _ = predict_source(cells, engine, load_head(tmp_path / "out", engine.info))
     assert list(predicted.columns) == ["prediction"]
     assert np.corrcoef(predicted["prediction"], cells.obs["score"])[0, 1] > least
+
+
+def test_large_numbers_that_differ_little_are_learnt(base: Path, cells: AnnData, tmp_path: Path) -> None:
+    late = cells.copy()
+    late.obs["second"] = 1.7e9 + cells.obs["score"]  # float32 could not tell any two of them apart
+    result = run(base, late, tmp_path / "out", "second", max_epochs=20, **SLOWER)
+    assert result.scores.pearson > 0.9
+    engine = open_engine(tmp_path / "out")
+    predicted, _ = predict_source(late, engine, load_head(tmp_path / "out", engine.info))
+    assert np.abs(predicted["prediction"] - late.obs["second"]).mean() < 1.0
+
+
+def test_numbers_that_only_held_out_cells_vary_in_are_refused(
+    base: Path, cells: AnnData, tmp_path: Path
+) -> None:
+    seldom = cells.copy()
+    tenth_C = np.arange(CELLS) * 10 // CELLS  # equal numbers are ranked by row
+    seed = next(
+        seed
+        for seed in range(100)
+        if CELLS - 1 not in stratified_split(tenth_C, validation_share=0.1, test_share=0.2, seed=seed).train
+    )
+    seldom.obs["age"] = np.where(np.arange(CELLS) == CELLS - 1, 1.0, 0.0)
+    with pytest.raises(TrainingError, match="obs column 'age' is 0 in all 100 training cells"):
+        run(base, seldom, tmp_path / "out", "age", seed=seed)
 
 
 def test_the_directory_tells_how_it_was_made(base: Path, cells: AnnData, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ from cellfoundry_training.finetune.scores import (
     classification_scores,
     regression_scores,
 )
-from cellfoundry_training.finetune.split import Split, strata, stratified_split
+from cellfoundry_training.finetune.split import Split, check_training_numbers, strata, stratified_split
 from cellfoundry_training.finetune.tuned import check_tune, merged, tuned
 
 RECORD_FILE, REPORT_FILE = "finetune.json", "report.html"
@@ -212,6 +212,8 @@ def finetune(
     )
     split = Split(kept_E[drawn.train], kept_E[drawn.validation], kept_E[drawn.test])
     value_E = labels.value_C[row_E]
+    if labels.task == "regression":
+        check_training_numbers(value_E[split.train], labels.column, source)
 
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
