@@ -19,10 +19,19 @@ from safetensors import SafetensorError
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.config import ModelConfig
 from cellfoundry_model.errors import ModelError
+from cellfoundry_model.head_files import HEAD_FILES
 
 FORMAT = "cellfoundry-model"
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE, VOCABULARY_FILE = "config.json", "model.safetensors", "vocab.tsv"
+
+OWN_FILES = {
+    *(CONFIG_FILE, WEIGHTS_FILE, VOCABULARY_FILE),
+    *HEAD_FILES,
+    *("finetune.json", "report.html"),  # of fine-tuning
+    *("model.onnx", "model.plan", "model.plan.json"),  # of exports, which may go beside the weights
+}
+"""All that the layers write into a model directory, and so may replace."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,8 @@ def save_model(
     """Write ``model`` as a directory and return its info: ``extra`` and the hashes of vocabulary and weights.
 
     The directory appears at once, with ``files`` (name -> content) in it. An existing one is replaced only if it is
-    empty or a model directory; ModelError otherwise, or when the vocabulary has another length than the model.
+    empty or a model directory without other files; ModelError otherwise, or when the vocabulary has another length
+    than the model.
     """
     out = Path(out_dir).absolute()
     _check_vocabulary_length(vocab_genes, model.config, "the given vocabulary")
@@ -173,6 +183,12 @@ def check_replaceable(out: Path) -> None:
         raise ModelError(
             f"{out}: exists and is no model directory; give another name or remove it."
         ) from error
+    others = sorted(path.name for path in out.iterdir() if path.name not in OWN_FILES)
+    if others:
+        raise ModelError(
+            f"{out}: holds what is not the model's ({_first_few(others)}) and would be lost; move it or give another "
+            "name."
+        )
 
 
 def _replace_directory(staging: Path, out: Path) -> None:

@@ -21,6 +21,7 @@ from cellfoundry_kernels import MaskedCells
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.checkpoint import LoadedModel, save_model
 from cellfoundry_model.embedder import Embedder
+from cellfoundry_model.errors import ModelError
 from cellfoundry_training import stalls
 from cellfoundry_training.batches import CellTensors, PrefetchedBatches
 from cellfoundry_training.between_steps import SaveClock, Word, from_rank_0
@@ -258,7 +259,7 @@ class Trainer:
         return model
 
     def _write_model(self, model: CellModel, heldout: Heldout) -> bool:
-        """Put ``model`` into the run's model directory; False, with a warning, where the disk does not take it, so that
+        """Put ``model`` into the run's model directory; False, with a warning, where it cannot go there, so that
         the next evaluation tries again. Collective.
         """
         state = self.state
@@ -275,10 +276,12 @@ class Trainer:
             try:
                 save_model(model, self.genes, self.files.model, info)
             except (OSError, SafetensorError) as error:
+                failure = f"{error}; free space there"
+            except ModelError as error:  # a user put files of theirs there
                 failure = str(error)
         failure = from_rank_0(failure)
         if failure is not None:
-            self.warn(f"model {self.files.model} could not be written ({failure}): free space there")
+            self.warn(f"model {self.files.model} could not be written: {failure}")
         return failure is None
 
     def _checkpoint(self, saves: SaveClock) -> None:

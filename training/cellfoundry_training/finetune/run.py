@@ -6,6 +6,7 @@ Legend: C cells of the source, E those with a label and counts, W width of a cel
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -51,7 +52,7 @@ from cellfoundry_training.finetune.scores import (
     classification_scores,
     regression_scores,
 )
-from cellfoundry_training.finetune.split import Split, strata, stratified_split
+from cellfoundry_training.finetune.split import Split, check_training_numbers, strata, stratified_split
 from cellfoundry_training.finetune.tuned import check_tune, merged, tuned
 
 RECORD_FILE, REPORT_FILE = "finetune.json", "report.html"
@@ -186,7 +187,7 @@ def finetune(
     """
     started = time.monotonic()
     out = Path(out)
-    _check_out(Path(model_dir), out)
+    _check_out(Path(model_dir), src, out)
     device = _device(config.device)
     loaded = load_model(model_dir, device)
     check_tune(config, loaded.config.encoder_depth)
@@ -211,6 +212,8 @@ def finetune(
     )
     split = Split(kept_E[drawn.train], kept_E[drawn.validation], kept_E[drawn.test])
     value_E = labels.value_C[row_E]
+    if labels.task == "regression":
+        check_training_numbers(value_E[split.train], labels.column, source)
 
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
@@ -250,10 +253,20 @@ def finetune(
     return result
 
 
-def _check_out(model_dir: Path, out: Path) -> None:
-    check_replaceable(out)
+def _check_out(model_dir: Path, src: Source, out: Path) -> None:
+    """ModelError or TrainingError, before any cell is read, where the model could not be written at the end."""
+    folder = out.absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=folder):
+            pass
+    except OSError as error:
+        raise TrainingError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
     if out.exists() and model_dir.exists() and out.samefile(model_dir):
         raise TrainingError(f"{out} is the model to start from and would be overwritten; give another --out")
+    if not isinstance(src, AnnData) and Path(src).exists() and out.resolve() in Path(src).resolve().parents:
+        raise TrainingError(f"{src} lies in {out}, which would be replaced; give another --out")
+    check_replaceable(out)
 
 
 def _device(name: str) -> torch.device:
@@ -345,7 +358,9 @@ def _save(
     files = head_files(head)
     extra = loaded.info | {
         HEAD_HASH: head_hash(files),
-        "finetuned": {key: record[key] for key in ("config", "source", "base_sha256")},
+        # ``before`` keeps that of the model it started from: who wants the decoder must know of every run.
+        "finetuned": {key: record[key] for key in ("config", "source", "base_sha256")}
+        | {"before": loaded.info.get("finetuned")},
     }
     files[RECORD_FILE] = (json.dumps(record, indent=2) + "\n").encode()
     if report:
