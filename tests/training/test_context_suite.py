@@ -19,7 +19,7 @@ def test_runs_train_on_samples_and_are_judged_by_the_full_decoder(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(context.STORE_VARIABLE, str(store))
-    for name, value in {"SHAPE": "tiny", "RATES": (0.1, 0.5), "FLOPS_CELLS": 32}.items():
+    for name, value in {"SHAPE": "tiny", "RATES": (0.1, 0.5), "FLOPS_CELLS": 32, "SEEDS": (0, 1)}.items():
         monkeypatch.setattr(context, name, value)
     monkeypatch.setattr(context, "LEARNER", ("max_seconds=null", "max_steps=6", "batch_cells=4"))
     calls: list[tuple[bool, bool]] = []
@@ -32,7 +32,7 @@ def test_runs_train_on_samples_and_are_judged_by_the_full_decoder(
     monkeypatch.setattr(CellModel, "forward", recorded)
     result = context.run()
     assert not any(has_sample for has_gradients, has_sample in calls if not has_gradients)
-    # Six steps and two timed ones of the full decoder, and of each rate.
+    # Six steps of two seeds and two timed ones of the full decoder, and of each rate.
     assert sum(has_sample for _, has_sample in calls) == 2 * sum(
         has_gradients and not has_sample for has_gradients, has_sample in calls
     )
