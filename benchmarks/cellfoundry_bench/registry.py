@@ -43,7 +43,10 @@ SUITES = (
         "kernels",
         "each kernel and the 100m model against the best there is and the roofline; compile report; needs torch only",
     ),
-    Suite("train", "one training step of tiny without Ray: cells and tokens per second, breakdown"),
+    Suite(
+        "train",
+        "the training step: rates, MFU and breakdown without Ray, a padded twin, a whole run, ZeRO-2 against plain DDP",
+    ),
     Suite(
         "learns",
         "an existing pretraining run on its held-out cells, against gene means and nearest neighbours",

@@ -1,4 +1,4 @@
-"""What the manifests' tests share: a parse by the real command line, and a stand-in that says how it was called."""
+"""What the tests of infra/ share: a parse by the real command line, and stand-ins that say how they were called."""
 
 from __future__ import annotations
 
@@ -37,17 +37,18 @@ def parse() -> Parse:
 
 @pytest.fixture
 def echoing_path(tmp_path: Path) -> dict[str, str]:
-    """An environment in which ``cellfoundry`` prints its arguments, one a line, and ``srun`` runs the rest of its own.
+    """An environment in which ``cellfoundry`` prints its arguments, one a line.
 
     For scripts whose only work is to put a command line together.
     """
-    scripts = {
-        "cellfoundry": 'printf "%s\\n" "$@"',
-        "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"',
-    }
+    return stand_ins(tmp_path, cellfoundry='printf "%s\\n" "$@"')
+
+
+def stand_ins(folder: Path, **scripts: str) -> dict[str, str]:
+    """An environment whose PATH begins with programs of these names that do what these lines of bash say."""
     for name, body in scripts.items():
-        script = tmp_path / "bin" / name
+        script = folder / "bin" / name
         script.parent.mkdir(exist_ok=True)
         script.write_text(f"#!/bin/bash\n{body}\n")
         script.chmod(0o755)
-    return {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    return {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}

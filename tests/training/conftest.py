@@ -121,7 +121,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = Vocabulary(tuple(f"GENE{index}" for index in range(STORE_GENES)))
     path = tmp_path_factory.mktemp("pretrain") / "store"
     kinds = [("even", "odd")[row % 2] if row % 10 else None for row in range(STORE_CELLS)]
-    obs = pa.table({"source_row": rows, "kind": kinds})
+    obs = pa.table({"source_row": rows, "cell_name": [f"cell{row}" for row in rows], "kind": kinds})
     with replacing_store(path) as folder:
         start_store(folder, vocabulary)
         shard = write_shard(folder, "00000", cells, cell_keys(0, rows), obs)

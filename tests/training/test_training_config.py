@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cellfoundry_training.between_steps import SaveClock
 from cellfoundry_training.config import CONFIG_DIR, PretrainConfig, load_config
 from cellfoundry_training.engine import deepspeed_settings
 from cellfoundry_training.errors import TrainingError
@@ -82,6 +83,8 @@ def test_overrides_reach_the_run_and_the_model() -> None:
         ("context_rate=1.1", ["context_rate", "1.1"]),
         ("replace_prob=0.95", ["replace_prob + random_prob"]),
         ("max_seconds=null", ["max_steps", "max_seconds"]),
+        ("checkpoint_every_steps=null", ["checkpoint_every_steps or checkpoint_every_minutes"]),
+        ("min_workers=2", ["min_workers is 2, more than workers, 1"]),
         ("model=huge", ["huge", "tiny"]),
         ("model.encoder_heads=7", ["model", "encoder_heads"]),
         ("batch_cells=[", ["batch_cells", "YAML"]),
@@ -140,6 +143,25 @@ def test_budget_ends_with_steps_or_seconds_whichever_comes_first() -> None:
     config = load_config("tiny", ["max_steps=10", "max_seconds=100"])
     assert budget_share(config, steps=5, seconds=20.0) == 0.5
     assert budget_share(config, steps=5, seconds=100.0) == 1.0
+
+
+@pytest.mark.parametrize(("ranks", "rounds"), [(4, 3), (3, 4), (2, 6), (5, 3)])
+def test_fewer_ranks_take_more_rounds_for_the_same_step(ranks: int, rounds: int) -> None:
+    config = load_config("tiny", ["workers=4", "gradient_accumulation=3", "min_workers=2"])
+    fewer = config.on_ranks(ranks)
+    assert config.step_batches == 12
+    assert (fewer.workers, fewer.gradient_accumulation) == (ranks, rounds)
+    assert deepspeed_settings(fewer)["train_batch_size"] == ranks * rounds
+
+
+def test_saves_are_due_by_steps_or_minutes() -> None:
+    by_steps = SaveClock(load_config("tiny", ["checkpoint_every_steps=5"]), step=0)
+    assert [step for step in range(1, 12) if by_steps.due_at(step)] == [5, 10]
+    assert not by_steps.minutes_passed()
+    at_once = load_config("tiny", ["checkpoint_every_steps=null", "checkpoint_every_minutes=1e-12"])
+    by_minutes = SaveClock(at_once, step=0)
+    assert by_minutes.minutes_passed()
+    assert not by_minutes.due_at(5)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

@@ -42,16 +42,20 @@ class LoadedModel:
 
 
 def save_model(
-    model: CellModel, vocab_genes: Sequence[str], out_dir: str | Path, extra: Mapping[str, Any]
+    model: CellModel,
+    vocab_genes: Sequence[str],
+    out_dir: str | Path,
+    extra: Mapping[str, Any],
+    files: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
     """Write ``model`` as a directory and return its info: ``extra`` and the hashes of vocabulary and weights.
 
-    The directory appears at once. An existing one is replaced only if it is empty or a model directory;
-    ModelError otherwise, or when the vocabulary has another length than the model.
+    The directory appears at once, with ``files`` (name -> content) in it. An existing one is replaced only if it is
+    empty or a model directory; ModelError otherwise, or when the vocabulary has another length than the model.
     """
     out = Path(out_dir).absolute()
     _check_vocabulary_length(vocab_genes, model.config, "the given vocabulary")
-    _check_replaceable(out)
+    check_replaceable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -72,6 +76,8 @@ def save_model(
             "info": info,
         }
         (staging / CONFIG_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        for name, content in (files or {}).items():
+            (staging / name).write_bytes(content)
         _replace_directory(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -154,7 +160,8 @@ def _check_vocabulary_length(genes: Sequence[str], config: ModelConfig, source: 
         )
 
 
-def _check_replaceable(out: Path) -> None:
+def check_replaceable(out: Path) -> None:
+    """ModelError if a model cannot be saved at ``out`` because something else is there."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:

@@ -24,8 +24,13 @@ class RunFiles:
 
     @property
     def checkpoints(self) -> Path:
-        """Ray Train's folder of checkpoints."""
+        """A folder for every checkpoint, by step."""
         return self.folder / "checkpoints"
+
+    @property
+    def ray(self) -> Path:
+        """What Ray Train notes for itself; nothing of the run depends on it."""
+        return self.folder / "ray"
 
     @property
     def model(self) -> Path:
@@ -33,8 +38,13 @@ class RunFiles:
         return self.folder / "model"
 
     @property
+    def stop(self) -> Path:
+        """Asks the ranks to save and end, while it exists."""
+        return self.folder / "stop"
+
+    @property
     def failure(self) -> Path:
-        """Tracebacks of an error that nobody foresaw."""
+        """Errors that nobody foresaw and losses of ranks since the run was last started, with their tracebacks."""
         return self.folder / "error.log"
 
     @property

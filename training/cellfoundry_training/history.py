@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,18 @@ Record = dict[str, Any]
 TAIL_BYTES = 65_536
 
 
-def append(path: Path, record: Record) -> None:
-    """Add one line; a single write, so that a reader sees whole lines or none."""
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+def append(path: Path, records: Iterable[Record]) -> None:
+    """Add lines; a single write, so that a reader sees whole lines. OSError where not all could be written: then the
+    file is as it was.
+    """
+    with path.open("ab") as file:
+        before = file.tell()
+        try:
+            file.write("".join(json.dumps(record) + "\n" for record in records).encode())
+            file.flush()
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def read(path: Path) -> list[Record]:
@@ -24,17 +34,35 @@ def read(path: Path) -> list[Record]:
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def newest(path: Path) -> tuple[Record | None, Record | None]:
-    """The newest line of a step and of an evaluation near the end of the file, which is not read whole."""
+@dataclass(frozen=True)
+class Newest:
+    """The end of a metrics file.
+
+    Attributes:
+        step: the newest line of a step, None if there is none near the end.
+        evaluation: the newest one of an evaluation, likewise.
+        warnings: all lines of warnings near the end, in order.
+    """
+
+    step: Record | None
+    evaluation: Record | None
+    warnings: list[Record]
+
+
+def newest(path: Path) -> Newest:
+    """What a reader who looks now and then wants to see; the file is not read whole."""
     if not path.exists():
-        return None, None
+        return Newest(None, None, [])
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
         lines = file.read().splitlines(keepends=True)
     # The first line may have lost its head, the last one its end.
     tail = [json.loads(line) for line in lines if line.startswith(b'{"step"') and line.endswith(b"\n")]
-    newest_step, newest_evaluation = steps(tail)[-1:], evaluations(tail)[-1:]
-    return (newest_step[0] if newest_step else None), (newest_evaluation[0] if newest_evaluation else None)
+    return Newest(
+        next(iter(steps(tail)[-1:]), None),
+        next(iter(evaluations(tail)[-1:]), None),
+        [record for record in tail if "warning" in record],
+    )
 
 
 def truncate_after(path: Path, step: int) -> None:

@@ -77,7 +77,7 @@ class StepOutcome:
 
 
 class GlobalStep:
-    """Steps of one rank; every rank calls with its own cells, equally many micro-batches, and the same step."""
+    """Steps of one rank; every rank calls with its own cells and the same step."""
 
     def __init__(
         self, engine: Engine, model: ModelConfig, masking: Masking, clock: StepClock, ranks: int = 1
@@ -85,8 +85,14 @@ class GlobalStep:
         self.engine, self.model, self.masking = engine, model, masking
         self.clock, self.ranks = clock, ranks
 
-    def run(self, micro_batches: Sequence[CellTensors], step: int, learning_rate: float) -> StepOutcome:
-        """Take step number ``step`` (from 1, the key of its masks); stops the clock, which the caller started."""
+    def run(
+        self, micro_batches: Sequence[CellTensors], step: int, learning_rate: float, rounds: int | None = None
+    ) -> StepOutcome:
+        """Take step number ``step`` (from 1, the key of its masks); stops the clock, which the caller started.
+
+        ``rounds`` is the number of micro-batches of the rank that has most, by default that of this one. A rank that
+        has fewer takes its first one again at weight 0, since the engines of all ranks must run equally often.
+        """
         clock, engine = self.clock, self.engine
         clock.enter("mask")
         masked = [self.masking.mask(cells, step) for cells in micro_batches]
@@ -102,13 +108,19 @@ class GlobalStep:
         )
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        terms = self.ranks * len(masked)
+        rounds = rounds or len(masked)
+        terms = self.ranks * rounds
         own_losses: list[Tensor] = []
-        for part, context in zip(masked, contexts, strict=True):
+        for number in range(rounds):
             clock.enter("forward")
-            loss = share_of_global_loss(engine(part, context), part.target_X, int(positions), terms)
+            place = number if number < len(masked) else 0
+            loss = share_of_global_loss(
+                engine(masked[place], contexts[place]), masked[place].target_X, int(positions), terms
+            )
+            if number >= len(masked):
+                loss = loss * 0.0
             own_losses.append(loss.detach())
-            if part is masked[-1]:
+            if number == rounds - 1:
                 total = self._total(own_losses)
                 # An infinite loss may still have finite gradients: make them NaN, so that the engine's own check
                 # skips the update, on every rank. A factor of 1 changes no bit.
@@ -119,7 +131,7 @@ class GlobalStep:
             engine.step()
         clock.stop()
         applied = engine.was_step_applied()
-        broken = () if applied else _not_finite(own_losses)
+        broken = () if applied else _not_finite(own_losses[: len(masked)])
         return StepOutcome(
             loss=total.item() / terms,
             gradient_norm=float(engine.get_global_grad_norm()),
