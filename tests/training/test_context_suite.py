@@ -19,7 +19,7 @@ def test_runs_train_on_samples_and_are_judged_by_the_full_decoder(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(context.STORE_VARIABLE, str(store))
-    for name, value in {"SHAPE": "tiny", "RATES": (0.05, 0.5), "FLOPS_CELLS": 32}.items():
+    for name, value in {"SHAPE": "tiny", "RATES": (0.05, 0.5), "FLOPS_CELLS": 32, "SEEDS": (0,)}.items():
         monkeypatch.setattr(context, name, value)
     monkeypatch.setattr(context, "LEARNER", ("max_seconds=null", "max_steps=6", "batch_cells=4"))
     calls: list[tuple[bool, bool]] = []
