@@ -198,7 +198,9 @@ class PretrainConfig(BaseModel):
         for key in zero if isinstance(zero, dict) else ():
             # Loading and saving read weights and moments on the rank's own device.
             if key.startswith(("offload_", "cpu_offload")):
-                return f"zero_optimization.{key} is not supported; leave it out and raise zero_stage or workers"
+                return (
+                    f"zero_optimization.{key} is not supported; leave it out and raise zero_stage or workers"
+                )
         for key, value in self.deepspeed_decided.items():
             given: Any = self.deepspeed or {}
             for part in key.split("."):
