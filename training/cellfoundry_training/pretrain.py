@@ -29,8 +29,8 @@ Progress = Callable[[str, int, int], None]
 Watch = Callable[[Record], None]
 PROGRESS_EVERY_S = 0.5
 # What a resumed run may change: how long it goes on, what it keeps, and where and how steps are computed; not what
-# they compute, but for rounding, nor the cells by which the best model is chosen. Ranks and
-# accumulation may change as long as the global batch stays.
+# they compute, but for rounding, nor the cells by which the best model is chosen. Ranks and accumulation may change
+# as long as the global batch stays.
 FREE_ON_RESUME = {
     "workers",
     "gradient_accumulation",

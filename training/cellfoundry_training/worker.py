@@ -50,7 +50,9 @@ def train_rank(arguments: dict[str, Any]) -> bool:
 
     Returns whether the budget is used up; False after a request to stop, when the run is saved.
     """
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    # Ranks share the cores of the node they are on.
+    here = ray.train.get_context().get_local_world_size()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
     trainer = Trainer(
         PretrainConfig(**arguments["config"]), arguments["store"], RunFiles(Path(arguments["run"]))
     )
