@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.finetune.config import FinetuneConfig, build_config
 from cellfoundry_training.finetune.inputs import Progress
-from cellfoundry_training.finetune.run import Finetuned
+from cellfoundry_training.finetune.result import Finetuned
 from cellfoundry_training.finetune.run import finetune as run_finetune
 
 if TYPE_CHECKING:

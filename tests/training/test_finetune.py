@@ -29,7 +29,8 @@ from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.predict import predict_source
 from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.finetune.config import build_config
-from cellfoundry_training.finetune.run import Finetuned, finetune
+from cellfoundry_training.finetune.result import Finetuned
+from cellfoundry_training.finetune.run import finetune
 from cellfoundry_training.finetune.split import stratified_split
 
 GENES, CELLS = 50, 150  # the genes of the store of conftest.py

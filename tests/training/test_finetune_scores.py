@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from cellfoundry.report.finetune_report import page
 from cellfoundry_model.head import HeadConfig
 from cellfoundry_training.finetune.config import FinetuneConfig
 from cellfoundry_training.finetune.fitting import Epoch
-from cellfoundry_training.finetune.run import CellNumbers, Finetuned
+from cellfoundry_training.finetune.result import CellNumbers, Finetuned
 from cellfoundry_training.finetune.scores import (
     ClassificationScores,
     RegressionScores,
@@ -106,6 +108,18 @@ def test_a_page_of_numbers_shows_predicted_against_true() -> None:
     assert "Pearson correlation" in text
     assert "Confusion matrix" not in text
     assert text.count("<svg") == 2
+
+
+def test_one_cell_left_out_is_one_cell() -> None:
+    true = np.float32([1, 2, 3])
+    finetuned = replace(
+        result(regression_scores(true, true), (), true, true), cells=CellNumbers(70, 10, 3, 1, 1, {"c": 1})
+    )
+    assert finetuned.left_out() == [
+        "1 cell without a label",
+        "1 labelled cell without counts in the model's genes",
+        "1 cell of classes with fewer than 3 cells: c (1)",
+    ]
 
 
 def test_a_page_of_very_many_classes_names_them_all() -> None:

@@ -9,7 +9,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,8 @@ from cellfoundry_training.finetune.inputs import (
     VectorInputs,
     read_cells,
 )
-from cellfoundry_training.finetune.labels import (
-    MIN_CLASS_CELLS,
-    Labels,
-    read_labels,
-    without_rare_classes,
-)
+from cellfoundry_training.finetune.labels import Labels, read_labels, without_rare_classes
+from cellfoundry_training.finetune.result import CellNumbers, Finetuned
 from cellfoundry_training.finetune.scores import (
     ClassificationScores,
     RegressionScores,
@@ -58,103 +54,6 @@ from cellfoundry_training.finetune.tuned import check_tune, merged, tuned
 RECORD_FILE, REPORT_FILE = "finetune.json", "report.html"
 SCALE_CELLS = 512
 """Training cells whose vectors set the head's scales where the encoder learns too."""
-
-
-@dataclass(frozen=True)
-class CellNumbers:
-    """What became of the source's cells.
-
-    Attributes:
-        train: cells that trained.
-        validation: cells that decided when to stop.
-        test: cells that the scores are of.
-        without_label: cells with an empty label, left out.
-        without_counts: labelled cells without counts in the model's genes, left out.
-        rare: classes with too few cells -> their cells, left out.
-    """
-
-    train: int
-    validation: int
-    test: int
-    without_label: int
-    without_counts: int
-    rare: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Finetuned:
-    """A finished run.
-
-    Attributes:
-        config: what was asked for.
-        head: what its head predicts.
-        source: name of the cells.
-        base_sha256: weights it started from.
-        cells: what became of the source's cells.
-        parameters: numbers that learned.
-        epochs: in order.
-        scores: on the test cells.
-        test_true: labels of the test cells: class numbers or numbers.
-        test_predicted: what the model says of them.
-        seconds: wall time of reading (with the encoder's pass where only the head learns), and of training.
-        device: where it ran.
-    """
-
-    config: FinetuneConfig
-    head: HeadConfig
-    source: str
-    base_sha256: str
-    cells: CellNumbers
-    parameters: int
-    epochs: list[Epoch]
-    scores: ClassificationScores | RegressionScores
-    test_true: npt.NDArray[Any]
-    test_predicted: npt.NDArray[Any]
-    seconds: dict[str, float]
-    device: str
-
-    @property
-    def best(self) -> Epoch:
-        """The epoch whose weights were kept."""
-        return min(self.epochs, key=lambda epoch: epoch.validation_loss)
-
-    def left_out(self) -> list[str]:
-        """One sentence for every reason that cells were left out for."""
-        cells, reasons = self.cells, []
-        if cells.without_label:
-            reasons.append(f"{cells.without_label:,} cells without a label")
-        if cells.without_counts:
-            reasons.append(f"{cells.without_counts:,} labelled cells without counts in the model's genes")
-        if cells.rare:
-            sizes = ", ".join(f"{name} ({size})" for name, size in cells.rare.items())
-            reasons.append(
-                f"{sum(cells.rare.values()):,} cells of classes with fewer than {MIN_CLASS_CELLS} cells: {sizes}"
-            )
-        return reasons
-
-    def __str__(self) -> str:
-        """One line for people."""
-        return (
-            f"{self.cells.test:,} held-out cells: {self.scores}; {self.parameters:,} parameters learned from "
-            f"{self.cells.train:,} cells, best after {self.best.epoch} of {len(self.epochs)} epochs, "
-            f"{sum(self.seconds.values()):,.0f} s on {self.device}"
-        )
-
-    def record(self) -> dict[str, Any]:
-        """All but the single cells, as JSON's types; kept in the model directory."""
-        return {
-            "config": self.config.model_dump(),
-            "head": self.head.to_dict(),
-            "source": self.source,
-            "base_sha256": self.base_sha256,
-            "cells": asdict(self.cells),
-            "parameters": self.parameters,
-            "epochs": [asdict(epoch) for epoch in self.epochs],
-            "best_epoch": self.best.epoch,
-            "scores": asdict(self.scores),
-            "seconds": self.seconds,
-            "device": self.device,
-        }
 
 
 def finetune(
