@@ -7,6 +7,7 @@ costs at most the time between two checkpoints; after SIGTERM it costs nothing.
 from __future__ import annotations
 
 import math
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -123,6 +124,7 @@ def pretrain(
         config.write(files.config)
         for of_the_run_before in (files.hang, files.stop, files.failure):
             of_the_run_before.unlink(missing_ok=True)
+        shutil.rmtree(files.heartbeats, ignore_errors=True)
         from cellfoundry_training.launch import run_ranks
 
         with _following(files.metrics, config, progress, watch):
