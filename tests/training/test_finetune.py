@@ -405,3 +405,10 @@ def test_a_decoder_that_no_longer_fits_gives_no_numbers(base: Path, cells: AnnDa
             with pytest.raises(ServingError, match="decoder no longer fits"):
                 embed(cells, tmp_path / name, tmp_path / "out.zarr", output=output)
     assert not (tmp_path / "out.zarr").exists()
+
+
+def test_embed_takes_a_finetuned_model(base: Path, cells: AnnData, tmp_path: Path) -> None:
+    run(base, cells, tmp_path / "head", max_epochs=1)
+    for name, model in (("before", base), ("after", tmp_path / "head")):
+        embed(cells, model, tmp_path / f"{name}.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "before.npy"), np.load(tmp_path / "after.npy"))

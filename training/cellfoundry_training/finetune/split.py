@@ -6,6 +6,7 @@ Legend: C cells that have a label and counts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,9 +83,7 @@ def strata(labels: Labels, source: str) -> npt.NDArray[np.int64]:
     return rank * ranges // len(value)
 
 
-def check_training_numbers(
-    value_C: npt.NDArray[np.float64] | npt.NDArray[np.int64], column: str, source: str
-) -> None:
+def check_training_numbers(value_C: npt.NDArray[Any], column: str, source: str) -> None:
     """TrainingError where the numbers of the training cells are all the same."""
     if value_C.min() == value_C.max():
         raise TrainingError(
