@@ -39,6 +39,8 @@ SHAPE = "100m"
 # The bar: at least so many times the cells a second, at most so much of the held-out error.
 SPEED, ERROR = 3.0, 1.01
 FLOPS_CELLS = 256
+# Of the published shape's preset, which is for 64 ranks that accumulate.
+ONE_RANK = ("workers=1", "gradient_accumulation=1", "batch_tokens=null")
 # As many decoder layers as the published shape, through which the errors of the sample go on.
 LEARNER = ("model.decoder_depth=6", "max_seconds=null", "max_steps=1500", "eval_cells=200")
 SEEDS = (0, 1, 2)
@@ -67,7 +69,7 @@ def sampled(config: PretrainConfig, rate: float | None) -> PretrainConfig:
 
 def work_by_rate(store: Store) -> dict[float | None, float]:
     """Useful FLOPs of a training step of the published shape, of an average cell of the store; None for full."""
-    config = load_config(SHAPE, ["batch_tokens=null", "batch_cells=16"])
+    config = load_config(SHAPE, [*ONE_RANK, "batch_cells=16"])
     n_genes = len(store.vocabulary.genes)
     batches = [
         CellTensors.of(batch, torch.device("cpu"))
@@ -93,7 +95,7 @@ def times_by_rate(
     Of cells as long as the average of FLOPS_CELLS, not thinned: on a CPU a step is one cell, whose length decides the
     ratio. CPU-seconds on a CPU, so that its neighbours do not count.
     """
-    config = load_config(SHAPE, ["batch_tokens=null", f"batch_cells={FLOPS_CELLS}", "read_depth_aware=false"])
+    config = load_config(SHAPE, [*ONE_RANK, f"batch_cells={FLOPS_CELLS}", "read_depth_aware=false"])
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     n_genes = len(store.vocabulary.genes)
     torch.manual_seed(0)
