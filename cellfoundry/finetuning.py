@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.finetune.config import FinetuneConfig, build_config
 from cellfoundry_training.finetune.inputs import Progress
-from cellfoundry_training.finetune.run import Finetuned
+from cellfoundry_training.finetune.result import Finetuned
 from cellfoundry_training.finetune.run import finetune as run_finetune
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def finetune(
         model_dir: the model to start from.
         data: labelled raw counts: an AnnData, or a path that ``cellfoundry embed`` takes.
         out: model directory to write, whole or not at all.
-        config: every setting; or give them as keywords.
+        config: every setting; or give them as keywords, not both.
         layer: matrix of an AnnData to read; by default the first with whole counts.
         progress: called with (label, done, total).
         watch: called after every epoch.
@@ -45,9 +46,14 @@ def finetune(
     Raises:
         DataError, ModelError, TrainingError: one sentence on what to mend.
     """
-    chosen = config or build_config(settings)
+    if config is None:
+        config = build_config(settings)
+    elif settings:
+        raise TrainingError(
+            f"fine-tuning: config and {', '.join(settings)} are both given; put all settings into one of them"
+        )
     return run_finetune(
-        model_dir, data, out, chosen, layer=layer, report=_report, progress=progress, watch=watch
+        model_dir, data, out, config, layer=layer, report=_report, progress=progress, watch=watch
     )
 
 

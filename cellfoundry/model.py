@@ -74,7 +74,7 @@ class Model:
         """What the head of a fine-tuned model says of every cell, in the row order of ``adata``, indexed by cell name.
 
         Returns:
-            ``prediction`` (categorical, or float32 for a number) and, for classes, ``probability_CLASS`` of each
+            ``prediction`` (categorical, or float64 for a number) and, for classes, ``probability_CLASS`` of each
             (float32). A cell without counts has no prediction.
 
         Raises:

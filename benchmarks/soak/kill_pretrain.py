@@ -186,6 +186,7 @@ def kill_ranks(run: Disturbed, kills: int, draw: random.Random) -> dict[str, int
         at = run.step()
         run.wait_for_restart(warnings)
         print(f"{number + 1}/{kills} killed while {what} after step {at}", file=sys.stderr, flush=True)
+    assert while_what["saving"] >= kills // 4, f"too few died during a save: {while_what}"
     return while_what
 
 

@@ -1,11 +1,7 @@
-"""Take a node away, as a power cut does, in the middle of an ingest or a pretraining on a simulated cluster of three,
-and compare the result with that of an undisturbed run on such a cluster.
+"""Take a node away, as a power cut does, in the middle of an ingest on a simulated cluster of three; the store must be
+byte for byte that of an undisturbed ingest on such a cluster. `kill_pretrain.py` does the like to training.
 
-    python benchmarks/soak/lose_node.py ingest --losses 10
-    python benchmarks/soak/lose_node.py pretrain --losses 10 --out result.json
-
-The store must be the same byte for byte, the losses of all steps the same to the last digit. A pretraining that ends
-with the node is continued with --resume on the two nodes that remain.
+    python benchmarks/soak/lose_node.py --losses 10 --out result.json
 """
 
 from __future__ import annotations
@@ -22,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import anndata
 import numpy as np
@@ -31,25 +26,8 @@ import psutil
 import scipy.sparse as sp
 
 from cellfoundry_data.vocabulary import Vocabulary
-from cellfoundry_training import history
 
 GENES, CELLS, PART_CELLS, SHARD_CELLS = 400, 600, 25, 40
-STEPS, CHECKPOINT_EVERY = 200, 20
-SETTINGS = [
-    "model.encoder_width=16",
-    "model.encoder_heads=2",
-    "model.encoder_ffn_width=32",
-    "model.decoder_width=16",
-    "model.decoder_ffn_width=32",
-    "workers=2",
-    "device=cpu",
-    "batch_cells=4",
-    "max_seconds=null",
-    f"max_steps={STEPS}",
-    f"eval_every_steps={STEPS}",
-    f"checkpoint_every_steps={CHECKPOINT_EVERY}",
-    "loggers=[]",
-]
 INGEST = f"""
 import json, sys
 from cellfoundry_data.ingest import ingest, plan
@@ -163,54 +141,6 @@ class Ingest:
         return contents(store), went
 
 
-class Pretraining:
-    """``STEPS`` steps of a small model on two of the three nodes."""
-
-    worker = "RayTrainWorker"
-
-    def __init__(self, folder: Path, source: Path) -> None:
-        self.folder, self.source, self.store = folder, source, folder / "store"
-
-    def undisturbed(self, nodes: Nodes) -> list[Any]:
-        """(step, loss) of every step."""
-        options = {
-            "source": str(self.source),
-            "vocab": str(self.source.with_name("genes.tsv")),
-            "min_genes": 1,
-        }
-        nodes.run("-c", INGEST, json.dumps({**options, "store": str(self.store)}))
-        nodes.run(*self._command("undisturbed"))
-        return self._losses("undisturbed")
-
-    def disturbed(self, nodes: Nodes, name: str, share: float) -> tuple[list[Any], float]:
-        """The same where a node goes after ``share`` of the steps, and after which share it went."""
-        run, went = self.folder / name, None
-        with nodes.program(*self._command(name)) as process:
-            assert process.stdout is not None
-            while process.poll() is None and went is None:
-                record, _ = history.newest(run / "metrics.jsonl")
-                # Two entries: a checkpoint, and the note that it counts or the next one.
-                if record and record["step"] >= share * STEPS and len(list(run.glob("checkpoints/*"))) > 1:
-                    nodes.lose(nodes.busy(self.worker)[0])
-                    went = record["step"] / STEPS
-                time.sleep(0.02)
-            said = process.stdout.read()
-            ended = process.wait()
-        assert went is not None, said
-        if ended != 0:
-            assert "--resume" in said, said
-            nodes.run(*self._command(name), "--resume")
-        return self._losses(name), went
-
-    def _command(self, name: str) -> list[str]:
-        command = ["-m", "cellfoundry", "train", "pretrain", "--config=tiny", f"--store={self.store}"]
-        return [*command, f"--run={self.folder / name}", *(f"--set={setting}" for setting in SETTINGS)]
-
-    def _losses(self, name: str) -> list[Any]:
-        records = history.read(self.folder / name / "metrics.jsonl")
-        return [(record["step"], record["loss"]) for record in history.steps(records)]
-
-
 def process_names(parent: int) -> Iterator[str]:
     """Of the processes that ``parent`` has started."""
     for child in psutil.Process(parent).children():
@@ -240,7 +170,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("ingest", "pretrain"))
     parser.add_argument("--losses", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file of the result")
@@ -251,18 +180,18 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         source = write_source(Path(folder))
-        work = {"ingest": Ingest, "pretrain": Pretraining}[arguments.what](Path(folder), source)
+        work = Ingest(Path(folder), source)
         expected = None
         while len(went_after) < arguments.losses:
             with three_nodes() as nodes:
                 if expected is None:
                     expected = work.undisturbed(nodes)
                 result, went = work.disturbed(nodes, f"run{len(went_after)}", moments.uniform(0.1, 0.6))
-            assert result == expected, f"the {arguments.what} that lost a node has another result"
+            assert result == expected, "the ingest that lost a node has another result"
             went_after.append(round(went, 3))
             print(f"{len(went_after)}/{arguments.losses} lost after {went:.0%}", file=sys.stderr, flush=True)
     report = {
-        "soak": f"{arguments.what} on three nodes, one taken away",
+        "soak": "ingest on three nodes, one taken away",
         "losses": len(went_after),
         "results_identical": len(went_after),
         "lost_after_share": went_after,

@@ -24,7 +24,9 @@ ADDRESS = typer.Option(
     "http://127.0.0.1:8265.",
 )
 INSECURE = typer.Option(
-    False, "--insecure", help="Also speak to a cluster on another machine that does not check tokens."
+    False,
+    "--insecure",
+    help="Also speak to a cluster that does not check tokens: on another machine, or with a token set here.",
 )
 JOB = typer.Argument(..., metavar="JOB", help="Name of the job, as `cellfoundry submit` printed it.")
 

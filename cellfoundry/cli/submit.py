@@ -63,7 +63,9 @@ def submit(
         )
     name = name or "-".join(parsed.words)
     if not JOB_ID.fullmatch(name):
-        raise ClusterError(f"--name {name!r} must be of letters, digits and _.- and begin with no sign.")
+        raise ClusterError(
+            f"--name {name!r} must be of letters, digits and _.- and begin with a letter or digit."
+        )
     bundle = Bundle()
     arguments = parsed.on_cluster(bundle.add, shared)
     cluster = Cluster(address, insecure)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from cellfoundry.cluster.errors import ClusterError
@@ -40,9 +41,10 @@ class Bundle:
         """Let a local file or folder travel; its path in the job.
 
         Raises:
-            ClusterError: it is too large, alone or with the inputs before it.
+            ClusterError: it is too large, alone or with the inputs before it; or it holds what cannot be copied (see
+                ``_walk``).
         """
-        size = _size(path)
+        size = sum(file.stat().st_size for file in _walk(path) if file.is_file())
         if self._bytes + size > MAX_INPUT_BYTES:
             with_others = f" and {self._bytes / 1e6:,.0f} MB travel already" if self._bytes else ""
             raise ClusterError(
@@ -57,15 +59,12 @@ class Bundle:
     def write(self, folder: Path) -> None:
         """Copy package and inputs into ``folder``, an empty one."""
         for name in PACKAGES:
-            _copy_folder(_package_folder(name), folder / name)
+            _copy(_package_folder(name), folder / name)
         _write_metadata(folder)
         for number, path in enumerate(self._inputs):
             target = folder / INPUTS / str(number) / path.resolve().name
             target.parent.mkdir(parents=True)
-            if path.is_dir():
-                _copy_folder(path, target)
-            else:
-                shutil.copyfile(path, target)
+            _copy(path, target)
 
 
 def _package_folder(name: str) -> Path:
@@ -83,10 +82,42 @@ def _write_metadata(folder: Path) -> None:
     (info / "METADATA").write_text(distribution.read_text("METADATA") or "", encoding="utf-8")
 
 
-def _copy_folder(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+def _copy(source: Path, target: Path) -> None:
+    for path in _walk(source):
+        copy = target / path.relative_to(source)
+        if path.is_dir():
+            copy.mkdir()
+        else:
+            shutil.copyfile(path, copy)
 
 
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+def _walk(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """A file, or a folder and all in it but ``__pycache__``; links are followed, for the job cannot follow them.
+
+    Args:
+        path: to begin at.
+        above: real paths of the folders that it was reached through.
+
+    Raises:
+        ClusterError: a link that is broken or leads back to a folder it lies in, or what is no ordinary file.
+    """
+    if not path.is_dir():
+        if not path.is_file():
+            what = "is a broken link" if path.is_symlink() else "is no ordinary file"
+            raise _cannot_travel(path, what)
+        yield path
+        return
+    real = path.resolve()
+    if real in above:
+        raise _cannot_travel(path, "is a link to a folder that it lies in")
+    yield path
+    for entry in sorted(path.iterdir()):
+        if entry.name != "__pycache__":
+            yield from _walk(entry, (*above, real))
+
+
+def _cannot_travel(path: Path, what: str) -> ClusterError:
+    return ClusterError(
+        f"{path} {what} and cannot travel with the job: remove it, or name a folder above it that the cluster sees too "
+        "with --shared."
+    )

@@ -22,6 +22,10 @@ from cellfoundry.cluster.errors import ClusterError
 
 OUTPUTS = {"out", "run"}
 OUTPUT_STORES = {("data", "ingest")}  # elsewhere a store is read
+OUT_BESIDE_INPUT = {
+    ("data", "report"),
+    ("train", "report"),
+}  # where --out is left out; others write below "."
 STRINGS_THAT_ARE_PATHS = {"sources", "store"}  # declared as strings because they may be URLs
 LOCAL_COMMANDS = {"submit", "jobs", "serve"}  # serve listens on loopback only
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -49,8 +53,8 @@ class Command:
             shared: folders that the cluster sees under the same path; nothing below them travels.
 
         Raises:
-            ClusterError: an output that is relative or would lie beside an input that travels, or a relative input
-                that does not exist here.
+            ClusterError: an output that is relative, or is left out and would lie in the job's folder or beside an
+                input that travels; or a relative input that does not exist here.
         """
         shared = [folder.absolute() for folder in shared]
         travelling: list[Path] = []
@@ -84,10 +88,14 @@ class Command:
                 positional += texts
             else:
                 options += [f"{parameter.opts[0]}={text}" for text in texts]
-        if travelling and "out" in self.context.params and self.context.params["out"] is None:
+        no_out = "out" in self.context.params and self.context.params["out"] is None
+        if no_out and (travelling or self.words not in OUT_BESIDE_INPUT):
+            where = (
+                f"beside the job's copy of {travelling[0]}" if travelling else "to the job's temporary folder"
+            )
             raise ClusterError(
-                f"without --out the result would be written beside the job's copy of {travelling[0]} and lost: give "
-                "--out, an absolute path on storage that the cluster shares."
+                f"without --out the result would be written {where} and lost: give --out, an absolute path on storage "
+                "that the cluster shares."
             )
         separator = ["--"] if any(text.startswith("-") for text in positional) else []
         return [*self.words, *options, *separator, *positional]

@@ -31,12 +31,14 @@ JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 def dashboard_address(given: str | None) -> str:
     """URL of the dashboard: the given one, that of RAY_API_SERVER_ADDRESS or RAY_ADDRESS, or this machine's.
 
+    ``auto`` is this machine's too: Ray means by it a cluster that this machine belongs to.
+
     Raises:
         ClusterError: not an http(s) address.
     """
-    named = (
-        given or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS
-    )
+    named = given or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "auto"
+    if named == "auto":
+        named = DEFAULT_ADDRESS
     address = (named if "://" in named else f"http://{named}").rstrip("/")
     try:
         parts = urlsplit(address)
@@ -68,19 +70,26 @@ class Cluster:
 
         Args:
             address: http(s) URL; without a scheme it is http.
-            insecure: also speak to a cluster on another machine that does not check tokens.
+            insecure: also speak to a cluster that does not check tokens where it is on another machine, or where a
+                token would be sent to it.
 
         Raises:
-            ClusterError: nothing answers, or no Ray dashboard; no token, a wrong one, or a cluster without
-                authentication on another machine and not ``insecure``; the extra ``cluster`` is not installed.
+            ClusterError: nothing answers, or no Ray dashboard; no token, a wrong one, or not ``insecure`` and a
+                cluster that needs it; the extra ``cluster`` is not installed.
         """
         _check_installed()
         self.address = dashboard_address(address)
-        open_allowed = insecure or is_loopback(self.address)
-        if not open_allowed and not _sends_token():
-            raise ClusterError(self._open("no token would be sent to it"))
-        if not self._asks_for_token() and not open_allowed:
-            raise ClusterError(self._open("it asks for no token"))
+        if not (insecure or _sends_token() or is_loopback(self.address)):
+            raise ClusterError(
+                f"{self.address} is on another machine and no token would be sent to it, so anyone who reaches it can "
+                "run code there: set RAY_AUTH_MODE=token on the cluster and here, or accept it with --insecure."
+            )
+        # On loopback too: what listens there may be another user's.
+        if not self._asks_for_token() and _sends_token() and not insecure:
+            raise ClusterError(
+                f"{self.address} asks for no token, so it may not be your cluster and would still be sent yours: name "
+                "another address, set RAY_AUTH_MODE=token on the cluster, or accept it with --insecure."
+            )
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # Ray prefers this variable to its argument
         os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # an input's own .gitignore must not thin it out
         with self._sentences():
@@ -185,12 +194,6 @@ class Cluster:
     def _no_job(self, job_id: str) -> ClusterError:
         return ClusterError(f"{self.address} has no job {job_id}: `cellfoundry jobs list` shows all.")
 
-    def _open(self, why: str) -> str:
-        return (
-            f"{self.address} is on another machine and {why}, so anyone who reaches it can run code there: set "
-            "RAY_AUTH_MODE=token on the cluster and here, or accept it with --insecure."
-        )
-
     def _refused(self, reason: str) -> str:
         where_from = "RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
         if not _sends_token():
@@ -231,4 +234,4 @@ def _sends_token() -> bool:
 
 
 def _without_credentials(address: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", address)
+    return re.sub(r"//[^/]*@", "//", address)  # a password may hold an @

@@ -56,7 +56,7 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str])
 
 
 def predicted_against_true(
-    true: npt.NDArray[np.float32], predicted: npt.NDArray[np.float32], label: str
+    true: npt.NDArray[np.floating], predicted: npt.NDArray[np.floating], label: str
 ) -> str:
     """One point a held-out cell and the line of equal numbers; of very many cells, evenly chosen ones."""
     chosen = np.unique(np.linspace(0, len(true) - 1, POINTS).astype(np.int64))

@@ -108,6 +108,7 @@ class EncodedBlocks:
         self.conventions = dict(conventions)
         self._progress = progress
         self._row_shape = engine.shape(conventions["output"], conventions["pool"])
+        check_decoder_fits(engine, conventions["output"])
         warn_about_part(engine, conventions["output"])
         self._cells = open_cells(
             src,
@@ -160,6 +161,20 @@ def median_total(cells: SourceCells | StoreCells) -> float:
     if len(totals) == 0:
         raise ServingError("No row has counts in the model's genes, so none can be scaled; check the matrix.")
     return float(np.median(totals))
+
+
+def check_decoder_fits(engine: Engine, output: str) -> None:
+    """Raises ServingError for the decoder's outputs where a fine-tuning run changed the encoder before it."""
+    if output == "cell":
+        return
+    record = engine.info.get("finetuned")
+    while record:
+        if record["config"]["tune"] != "head":
+            raise ServingError(
+                f"The model's encoder was fine-tuned (tune {record['config']['tune']}) and its decoder no longer fits "
+                f"it, so there is no {output} output; take that from the model before fine-tuning."
+            )
+        record = record.get("before")
 
 
 def warn_about_part(engine: Engine, output: str) -> None:

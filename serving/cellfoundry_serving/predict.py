@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -106,9 +107,9 @@ def predict_source(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Predictions, and the source's obs, both one row a cell in the source's order, indexed by cell name.
 
-    ``prediction`` is the likeliest class (categorical) or the number (float32); for classes there is also
-    ``probability_CLASS`` (float32) of each, with ``|`` for a ``/`` in its name, which no h5ad column can have. A cell
-    without counts has no prediction, and NaN probabilities.
+    ``prediction`` is the likeliest class (categorical) or the number (float64); for classes there is also
+    ``probability_CLASS`` (float32) of each, see ``probability_columns``. A cell without counts has no prediction, and
+    NaN probabilities.
 
     Raises:
         DataError, ModelError, ServingError: see the layers.
@@ -131,11 +132,27 @@ def predict_source(
         return pd.DataFrame({PREDICTION: output.numpy()}, index=blocks.obs.index), blocks.obs
     probability_CK = output.softmax(1).numpy()
     likeliest_C = np.where(np.isnan(probability_CK).any(1), -1, probability_CK.argmax(1))
-    columns = {PREDICTION: pd.Categorical.from_codes(likeliest_C.tolist(), pd.Index(config.classes))} | {
-        PROBABILITY + name.replace("/", "|"): probability_CK[:, number]
-        for number, name in enumerate(config.classes)
-    }
+    columns = {PREDICTION: pd.Categorical.from_codes(likeliest_C.tolist(), pd.Index(config.classes))} | dict(
+        zip(probability_columns(config.classes), probability_CK.T, strict=True)
+    )
     return pd.DataFrame(columns, index=blocks.obs.index), blocks.obs
+
+
+def probability_columns(classes: Sequence[str]) -> list[str]:
+    """A column's name for each class, with ``|`` for a ``/``, which no h5ad column can have.
+
+    Where that makes two names the same, "T/NK" and "T|NK" say, the later one gets ``_2`` at its end, or the next free
+    number.
+    """
+    columns: list[str] = []
+    for name in classes:
+        column = free = PROBABILITY + name.replace("/", "|")
+        number = 1
+        while free in columns:
+            number += 1
+            free = f"{column}_{number}"
+        columns.append(free)
+    return columns
 
 
 def warn_about_cells_without_prediction(predicted: pd.DataFrame) -> int:

@@ -65,8 +65,8 @@ def test_from_labels_to_predictions(model_dir: Path, cells: Path, tmp_path: Path
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[:2] == [
-        "left out: 1 cells without a label",
-        "left out: 1 labelled cells without counts in the model's genes",
+        "left out: 1 cell without a label",
+        "left out: 1 labelled cell without counts in the model's genes",
     ]
     assert "18 held-out cells: 100.0 % right" in lines[2]
     page = (out / "report.html").read_text()

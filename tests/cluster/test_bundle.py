@@ -75,3 +75,41 @@ def test_inputs_together_are_refused_and_a_folder_counts(tmp_path: Path) -> None
     bundle.add(folder)
     with pytest.raises(ClusterError, match=r"b\.h5ad has 60 MB and 50 MB travel already"):
         bundle.add(sparse_file(tmp_path / "b.h5ad", 60_000_000))
+
+
+def test_what_a_link_leads_to_counts_and_travels(tmp_path: Path) -> None:
+    elsewhere, folder, job = tmp_path / "elsewhere", tmp_path / "donors", tmp_path / "job"
+    for made in (elsewhere, folder, folder / "empty", job):
+        made.mkdir()
+    large = sparse_file(elsewhere / "a", MAX_INPUT_BYTES + 1)
+    (folder / "one").symlink_to(elsewhere)
+    with pytest.raises(ClusterError, match="donors has 100 MB, more than the 100 MB"):
+        Bundle().add(folder)
+    large.write_text("cells")
+    (folder / "two").symlink_to(elsewhere)  # the same folder twice is no loop
+    bundle = Bundle()
+    place = job / bundle.add(folder)
+    bundle.write(job)
+    assert [(place / name / "a").read_text() for name in ("one", "two")] == ["cells", "cells"]
+    assert (place / "empty").is_dir()
+    assert not [path for path in place.rglob("*") if path.is_symlink()]
+
+
+def test_a_broken_link_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "gone.h5ad").symlink_to(tmp_path / "nothere")
+    with pytest.raises(ClusterError, match=r"gone\.h5ad is a broken link.*remove it"):
+        Bundle().add(tmp_path)
+
+
+def test_a_loop_of_links_is_refused_by_name(tmp_path: Path) -> None:
+    for name, target in (("one", "two"), ("two", "one")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "other").symlink_to(tmp_path / target)
+    with pytest.raises(ClusterError, match=r"one/other/other is a link to a folder that it lies in"):
+        Bundle().add(tmp_path)
+
+
+def test_a_pipe_is_refused_instead_of_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ClusterError, match="pipe is no ordinary file"):
+        Bundle().add(tmp_path)

@@ -55,6 +55,8 @@ def on_cluster(root: Any, line: str, shared: list[Path] | None = None) -> tuple[
         ("data info store", "data info in/store", ["store"]),
         ("data report store --out /p.html", "data report --out=/p.html in/store", ["store"]),
         ("data report /s", "data report /s", []),
+        ("train report /r", "train report /r", []),
+        ("bench run kernels --out /o", "bench run --out=/o kernels", []),
         (
             "train pretrain --config mine.yaml --store store --run /r --set workers=2 --resume",
             "train pretrain --config=in/mine.yaml --store=in/store --run=/r --set=workers=2 --resume",
@@ -102,6 +104,7 @@ def test_what_the_cluster_sees_too_does_not_travel(root: Any, here: Path) -> Non
         ("data info nothere", ["nothere", "does not exist here"]),
         ("data ingest nothere/*.h5ad --store /s", ["nothere/*.h5ad", "does not exist here"]),
         ("data report store", ["copy of store", "give --out"]),
+        ("bench run kernels", ["job's temporary folder", "give --out"]),
         ("jobs list", ["jobs runs on this machine"]),
         ("serve --model store", ["serve runs on this machine"]),
         ("submit -- data info store", ["submit runs on this machine"]),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,14 +20,25 @@ from .conftest import TOKEN, Head, free_ports
 
 
 @contextmanager
-def server(body: str) -> Iterator[int]:
-    """A web server on loopback that answers every GET with ``body``, without asking for a token; its port."""
+def server(body: str, posted: list[Any] | None = None) -> Iterator[int]:
+    """A web server on loopback that answers every GET with ``body``, without asking for a token; its port.
+
+    A job that is posted to it is accepted and noted in ``posted``.
+    """
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            self.answer(body)
+
+        def do_POST(self) -> None:
+            assert posted is not None
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.answer('{"job_id": "", "submission_id": ""}')
+
+        def answer(self, text: str) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(body.encode())
+            self.wfile.write(text.encode())
 
         def log_message(self, *_: object) -> None:
             pass
@@ -52,13 +65,26 @@ def test_address_is_the_option_else_the_variables_else_this_machine(monkeypatch:
     assert dashboard_address("three:8265") == "http://three:8265"
 
 
+def test_auto_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert dashboard_address(None) == "http://127.0.0.1:8265"
+
+
 @pytest.mark.parametrize(
-    "address", ["ray://host:10001", "os://x", "http://", "http://host:port", "http://u:p@h:1"]
+    "address",
+    [
+        "ray://host:10001",
+        "os://x",
+        "http://",
+        "http://host:port",
+        "http://u:pass@h:1",
+        "u:pass@word@h:1",
+    ],
 )
 def test_other_addresses_are_refused_without_their_password(address: str) -> None:
     with pytest.raises(ClusterError, match="is not that of a Ray dashboard") as refusal:
         dashboard_address(address)
-    assert "u:p" not in str(refusal.value)
+    assert not any(secret in str(refusal.value) for secret in ("u:", "pass", "word"))
 
 
 def test_only_loopback_is_this_machine() -> None:
@@ -75,17 +101,16 @@ def test_nothing_is_sent_to_another_machine_without_a_token() -> None:
         Cluster("http://192.0.2.1:8265")  # an address of nobody: a packet would wait for 10 s
 
 
-def test_a_cluster_on_another_machine_that_asks_for_no_token_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+# 127.1 reaches this machine, but only a loopback address that is written out counts as one.
+@pytest.mark.parametrize("host", ["127.1", "127.0.0.1"])
+def test_a_token_is_not_sent_to_what_asks_for_none(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    # 127.1 reaches this machine, but only a loopback address that is written out counts as one.
     with (
         server('{"ray_version": "2.60.0"}') as port,
         pytest.raises(ClusterError, match="asks for no token") as refusal,
     ):
-        Cluster(f"http://127.1:{port}")
+        Cluster(f"http://{host}:{port}")
     assert TOKEN not in str(refusal.value)
 
 
@@ -109,6 +134,17 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nobody_there() -> None:
     with pytest.raises(ClusterError, match=r"nothing answers at http://127\.0\.0\.1:"):
         Cluster(f"http://127.0.0.1:{free_ports(1)[0]}")
+
+
+def test_a_job_is_sent_with_a_minute_to_save_when_it_is_stopped(tmp_path: Path) -> None:
+    """Ray's job supervisor reads the variable and sends SIGKILL so many seconds after SIGTERM."""
+    (tmp_path / "file").touch()
+    posted: list[Any] = []
+    with server('{"ray_version": "2.60.0"}', posted) as port:
+        Cluster(f"http://127.0.0.1:{port}").submit("mine", "true", tmp_path, None, {})
+    (job,) = posted
+    assert (job["submission_id"], job["entrypoint"]) == ("mine", "true")
+    assert job["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
 
 class Ended:

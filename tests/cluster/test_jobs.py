@@ -153,3 +153,9 @@ def test_pretraining_places_its_own_gpus(tmp_path: Path) -> None:
     ran = Head("", dict(os.environ)).cellfoundry("submit", "--num-gpus", "2", "--", *command)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert "leave out --num-gpus" in ran.stderr
+
+
+def test_a_name_that_begins_with_a_sign_is_refused() -> None:
+    ran = Head("", dict(os.environ)).cellfoundry("submit", "--name=.mine", "--", "data", "info", "/s")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "begin with a letter or digit" in ran.stderr

@@ -21,16 +21,11 @@ def parse() -> Parse:
     from typer.main import get_command
 
     from cellfoundry.cli.main import app
+    from cellfoundry.cluster.command import parse_command
 
     def parse(arguments: Sequence[str]) -> dict[str, Any]:
-        command: Any = get_command(app)
-        name, context, rest = "cellfoundry", None, list(arguments)
-        while True:
-            context = command.make_context(name, list(rest), parent=context)
-            if not hasattr(command, "resolve_command"):
-                parameters: dict[str, Any] = context.params
-                return parameters
-            name, command, rest = command.resolve_command(context, rest)
+        parameters: dict[str, Any] = parse_command(get_command(app), arguments).context.params
+        return parameters
 
     return parse
 

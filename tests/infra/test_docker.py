@@ -52,7 +52,8 @@ def test_everything_copied_exists_and_covers_the_wheel() -> None:
     assert set(project["project"]["license-files"]) | {project["project"]["readme"]} <= set(sources)
 
 
-def test_everything_is_pinned() -> None:
+def test_base_tags_and_python_packages_are_pinned() -> None:
+    """Not digests, Debian packages or build tools: the README says so."""
     outside = {base for base, _ in stages().values() if base not in stages()}
     assert outside
     assert all(re.fullmatch(r"[a-z]+:\d+\.\d+\.\d+-[a-z-]+", base) for base in outside)
@@ -63,12 +64,12 @@ def test_everything_is_pinned() -> None:
     assert all("--constraint requirements.lock" in arguments for arguments in installs)
 
 
-def test_extras_that_it_installs_exist_and_let_it_be_a_ray_head() -> None:
+def test_its_extras_exist_and_let_it_be_a_ray_head_and_tune_with_lora() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for build in ("build-cpu", "build-cuda"):
         (listed,) = re.findall(r"'\.\[([a-z,]+)\]'", str(stages()[build]))
         assert set(listed.split(",")) <= set(extras)
-        assert "cluster" in listed.split(",")
+        assert {"cluster", "lora"} <= set(listed.split(","))
 
 
 def test_images_end_as_an_ordinary_user_at_the_help() -> None:

@@ -143,9 +143,9 @@ def test_other_commands_are_repeated_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "requeued"),
     [(signal.SIGUSR1, ["requeue 77"]), (signal.SIGTERM, [])],
-    ids=["limit", "preempted"],
+    ids=["USR1", "TERM"],
 )
-def test_a_signal_lets_the_command_save_and_only_the_time_limit_requeues(
+def test_both_signals_let_the_command_save_and_only_usr1_requeues(
     number: signal.Signals, requeued: list[str], tmp_path: Path
 ) -> None:
     saves = "trap 'echo saved; exit 143' TERM; echo running; while :; do sleep 0.05 & wait $!; done"
@@ -157,6 +157,14 @@ def test_a_signal_lets_the_command_save_and_only_the_time_limit_requeues(
         assert process.stdout.read() == "saved\n"
         assert process.wait(timeout=WAIT_S) == 143
     assert allocation.calls("scontrol")[1:] == requeued
+
+
+def test_a_requeue_that_slurm_refuses_changes_no_exit_code(tmp_path: Path) -> None:
+    """As where a preemption has requeued the job already."""
+    allocation = Allocation(tmp_path, command=f"kill -USR1 $PPID; {UNTIL_TERM}")
+    stand_ins(tmp_path, scontrol=f"{NOTE}; [[ $1 == show ]] && echo node0")
+    assert allocation.run(*PRETRAIN, "--run", "/r")[0] == 143
+    assert allocation.calls("scontrol")[1:] == ["requeue 77"]
 
 
 def wait_for_nodes(address: str, count: int, within_s: float) -> subprocess.CompletedProcess[str]:

@@ -90,6 +90,19 @@ def test_probabilities_are_a_distribution_and_empty_cells_have_none(typed: Path,
     assert predicted["prediction"][has_counts].tolist() == named.tolist()
 
 
+def test_every_class_has_a_column_of_its_own(model_dir: Path, adata: AnnData, tmp_path: Path) -> None:
+    classes = ("T/NK", "T|NK", "T|NK_2")
+    model = with_head(model_dir, tmp_path / "model", "classification", classes)
+    predict_with_warning(adata, model, tmp_path / "out.h5ad")
+    obs = ad.read_h5ad(tmp_path / "out.h5ad").obs
+    columns = ["probability_T|NK", "probability_T|NK_2", "probability_T|NK_2_2"]
+    assert list(obs.columns)[-3:] == columns
+    known = obs[obs["prediction"].notna()]
+    np.testing.assert_allclose(known[columns].sum(axis=1), 1, atol=1e-5)
+    called = np.array(classes)[known[columns].to_numpy().argmax(1)]
+    assert known["prediction"].tolist() == called.tolist()
+
+
 def test_again_in_place_replaces_the_earlier_prediction(typed: Path, source: Path) -> None:
     predict_with_warning(source, typed, source)
     first = ad.read_h5ad(source).obs

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import resource
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,11 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cellfoundry_training import checkpoint_files
+from cellfoundry_training import checkpoint_files, history
 from cellfoundry_training.checkpoint_files import Checkpoint, DamagedError, Manifest, Tensors
 from cellfoundry_training.checkpoints import Checkpoints
+from cellfoundry_training.config import load_config
 from cellfoundry_training.engine_state import part_owners
 from cellfoundry_training.errors import TrainingError
+from cellfoundry_training.files import RunFiles
+from cellfoundry_training.run_start import RunStart
 from cellfoundry_training.state import RunState
 
 NAMES = st.text(min_size=1, max_size=20)
@@ -38,17 +40,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
-
-
-@contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    """Writing past ``size`` bytes of a file fails for this process, as on a full disk."""
-    former = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
 class Run:
@@ -201,7 +192,9 @@ def test_a_checkpoint_of_another_version_is_refused(alone: None, tmp_path: Path)
         Run(tmp_path).checkpoints.newest()
 
 
-def test_a_full_disk_costs_the_checkpoint_and_not_the_one_before(alone: None, tmp_path: Path) -> None:
+def test_a_full_disk_costs_the_checkpoint_and_not_the_one_before(
+    alone: None, tmp_path: Path, files_no_larger_than: Callable[[int], AbstractContextManager[None]]
+) -> None:
     run = Run(tmp_path)
     run.save(10)
     with files_no_larger_than(BIG):
@@ -226,6 +219,18 @@ def test_the_newest_and_the_best_are_kept(alone: None, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         checkpoint_files.folder_name(step) for step in run.steps()
     }
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_not_called_a_failed_save(
+    alone: None, tmp_path: Path
+) -> None:
+    run = Run(tmp_path, keep=1)
+    run.save(10)
+    (tmp_path / f".{checkpoint_files.folder_name(10)}.removed").write_text("a file is in the way")
+    run.save(20)
+    (sentence,) = run.warnings
+    assert f"{tmp_path / checkpoint_files.folder_name(10)} is no longer needed but could not be" in sentence
+    assert run.steps() == [20, 10]
 
 
 def test_a_save_waits_for_the_one_before_and_training_for_none(
@@ -259,6 +264,15 @@ def test_what_a_killed_save_left_is_neither_loaded_nor_kept(alone: None, tmp_pat
     assert found is not None
     assert found.manifest.state.step == 10
     assert not killed.exists()
+
+
+def test_a_resume_without_a_checkpoint_says_that_it_starts_again(alone: None, tmp_path: Path) -> None:
+    warnings, files = list[str](), RunFiles(tmp_path)
+    RunStart(files, load_config("tiny"), 0, 1, warnings.append)
+    assert not warnings
+    history.append(files.metrics, [{"step": 3, "loss": 1.0}])
+    RunStart(files, load_config("tiny"), 0, 1, warnings.append)
+    assert warnings == [f"no checkpoint under {files.checkpoints}: the run starts again from step 0"]
 
 
 def test_a_tensor_of_another_model_is_refused(alone: None, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def test_runs_train_on_samples_and_are_judged_by_the_full_decoder(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(context.STORE_VARIABLE, str(store))
-    for name, value in {"SHAPE": "tiny", "RATES": (0.1, 0.5), "FLOPS_CELLS": 32, "SEEDS": (0, 1)}.items():
+    for name, value in {"SHAPE": "tiny", "RATES": (0.05, 0.5), "FLOPS_CELLS": 32, "SEEDS": (0,)}.items():
         monkeypatch.setattr(context, name, value)
     monkeypatch.setattr(context, "LEARNER", ("max_seconds=null", "max_steps=6", "batch_cells=4"))
     calls: list[tuple[bool, bool]] = []
@@ -32,7 +32,7 @@ def test_runs_train_on_samples_and_are_judged_by_the_full_decoder(
     monkeypatch.setattr(CellModel, "forward", recorded)
     result = context.run()
     assert not any(has_sample for has_gradients, has_sample in calls if not has_gradients)
-    # Six steps of two seeds and two timed ones of the full decoder, and of each rate.
+    # Six steps and two timed ones of the full decoder, and of each rate.
     assert sum(has_sample for _, has_sample in calls) == 2 * sum(
         has_gradients and not has_sample for has_gradients, has_sample in calls
     )
@@ -40,11 +40,13 @@ def test_runs_train_on_samples_and_are_judged_by_the_full_decoder(
     assert len(rows) == 2 + 2 + 3
     work = [row.ratio for row in result.rows if "FLOPs" in row.what]
     assert work[0] > work[1] > 1
-    error = rows["held-out masked MSE trained at rate 0.1, over that of full"]
+    error = rows["held-out masked MSE trained at rate 0.05, over that of full"]
     assert error.bar == 1.01
     assert error.value == pytest.approx(1.0, abs=0.2)
+    assert error.value != 1.0, "the sample made no difference"
+    assert rows["held-out masked MSE trained at rate 0.5, over that of full"].bar is None
     (plot,) = result.curves
-    assert [[rate for rate, _ in line] for line in plot.lines.values()] == [[0.1, 0.5]] * 2
+    assert [[rate for rate, _ in line] for line in plot.lines.values()] == [[0.05, 0.5]] * 2
 
 
 def test_a_store_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

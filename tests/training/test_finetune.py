@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,23 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
+import cellfoundry as cf
 from cellfoundry_data.errors import DataError
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.checkpoint import load_model, save_model
 from cellfoundry_model.config import ModelConfig
 from cellfoundry_model.errors import ModelError
 from cellfoundry_model.head_files import load_head
+from cellfoundry_serving.embed import embed
+from cellfoundry_serving.encode import encode_source
 from cellfoundry_serving.engines import open_engine
+from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.predict import predict_source
 from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.finetune.config import build_config
-from cellfoundry_training.finetune.run import Finetuned, finetune
+from cellfoundry_training.finetune.result import Finetuned
+from cellfoundry_training.finetune.run import finetune
+from cellfoundry_training.finetune.split import stratified_split
 
 GENES, CELLS = 50, 150  # the genes of the store of conftest.py
 CONFIG = ModelConfig(
@@ -121,8 +128,6 @@ def test_it_learns_what_it_is_told_and_nothing_else(
 
 def _test_rows(cells: AnnData, result: Finetuned) -> np.ndarray:
     """Rows of the test cells, by drawing the split again as the documentation says."""
-    from cellfoundry_training.finetune.split import stratified_split
-
     codes = pd.Categorical(cells.obs[result.config.label].astype(str)).codes.astype(np.int64)
     config = result.config
     return stratified_split(
@@ -141,6 +146,31 @@ def test_a_number_is_learnt(base: Path, cells: AnnData, tmp_path: Path, tune: st
     predicted, _ = predict_source(cells, engine, load_head(tmp_path / "out", engine.info))
     assert list(predicted.columns) == ["prediction"]
     assert np.corrcoef(predicted["prediction"], cells.obs["score"])[0, 1] > least
+
+
+def test_large_numbers_that_differ_little_are_learnt(base: Path, cells: AnnData, tmp_path: Path) -> None:
+    late = cells.copy()
+    late.obs["second"] = 1.7e9 + cells.obs["score"]  # float32 could not tell any two of them apart
+    result = run(base, late, tmp_path / "out", "second", max_epochs=20, **SLOWER)
+    assert result.scores.pearson > 0.9
+    engine = open_engine(tmp_path / "out")
+    predicted, _ = predict_source(late, engine, load_head(tmp_path / "out", engine.info))
+    assert np.abs(predicted["prediction"] - late.obs["second"]).mean() < 1.0
+
+
+def test_numbers_that_only_held_out_cells_vary_in_are_refused(
+    base: Path, cells: AnnData, tmp_path: Path
+) -> None:
+    seldom = cells.copy()
+    tenth_C = np.arange(CELLS) * 10 // CELLS  # equal numbers are ranked by row
+    seed = next(
+        seed
+        for seed in range(100)
+        if CELLS - 1 not in stratified_split(tenth_C, validation_share=0.1, test_share=0.2, seed=seed).train
+    )
+    seldom.obs["age"] = np.where(np.arange(CELLS) == CELLS - 1, 1.0, 0.0)
+    with pytest.raises(TrainingError, match="obs column 'age' is 0 in all 100 training cells"):
+        run(base, seldom, tmp_path / "out", "age", seed=seed)
 
 
 def test_the_directory_tells_how_it_was_made(base: Path, cells: AnnData, tmp_path: Path) -> None:
@@ -277,6 +307,12 @@ def test_what_cannot_be_is_refused_in_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_settings_are_given_once(base: Path, cells: AnnData, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="config and tune, last are both given"):
+        cf.finetune(base, cells, tmp_path / "out", build_config({"label": "kind"}), tune="last", last=1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_cells_and_models_are_refused(base: Path, cells: AnnData, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such model directory"):
         run(tmp_path / "no", cells, tmp_path / "out")
@@ -312,6 +348,28 @@ def test_out_replaces_a_model_but_nothing_else(base: Path, cells: AnnData, tmp_p
     assert load_head(tmp_path / "out", engine.info).config == again.head
 
 
+def test_an_out_that_cannot_be_written_is_refused_before_cells_are_read(
+    base: Path, cells: AnnData, tmp_path: Path
+) -> None:
+    (tmp_path / "afile").write_text("kept")
+    read: list[str] = []
+    config = build_config({"label": "kind"})
+    for out in (tmp_path / "afile" / "x", tmp_path / ("x" * 300)):
+        with pytest.raises(TrainingError, match=r"cannot be written .* give another --out"):
+            finetune(base, cells, out, config, progress=lambda *at: read.append(at[0]))
+    assert read == []
+    assert [path.name for path in tmp_path.iterdir()] == ["afile"]
+
+
+def test_cells_inside_out_are_not_lost(base: Path, cells: AnnData, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "out")
+    source = tmp_path / "out" / "cells.h5ad"
+    cells.write_h5ad(source)
+    with pytest.raises(TrainingError, match=r"cells.h5ad lies in .*out, which would be replaced"):
+        run(base, source, tmp_path / "out")
+    assert source.exists()
+
+
 def test_an_interrupted_run_leaves_nothing(base: Path, cells: AnnData, tmp_path: Path) -> None:
     def stop(label: str, done: int, _: int) -> None:
         if label == "train":
@@ -328,3 +386,29 @@ def test_a_finetuned_model_can_be_tuned_on(base: Path, cells: AnnData, tmp_path:
     assert result.base_sha256 == load_model(tmp_path / "first").info["weights_sha256"]
     engine = open_engine(tmp_path / "second")
     assert load_head(tmp_path / "second", engine.info).config.task == "regression"
+
+
+def test_a_decoder_that_no_longer_fits_gives_no_numbers(base: Path, cells: AnnData, tmp_path: Path) -> None:
+    run(base, cells, tmp_path / "head", max_epochs=1)
+    run(base, cells, tmp_path / "full", tune="full", max_epochs=1)
+    run(tmp_path / "full", cells, tmp_path / "full then head", max_epochs=1)
+    for output in ("gene", "expression"):
+        before, after = (
+            encode_source(cells, open_engine(folder), output=output) for folder in (base, tmp_path / "head")
+        )
+        np.testing.assert_array_equal(before, after)
+        for name in ("full", "full then head"):
+            engine = open_engine(tmp_path / name)
+            assert encode_source(cells, engine).shape == (CELLS, 64)
+            with pytest.raises(ServingError, match=rf"\(tune full\) .* no {output} output; take that from"):
+                encode_source(cells, engine, output=output)
+            with pytest.raises(ServingError, match="decoder no longer fits"):
+                embed(cells, tmp_path / name, tmp_path / "out.zarr", output=output)
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_embed_takes_a_finetuned_model(base: Path, cells: AnnData, tmp_path: Path) -> None:
+    run(base, cells, tmp_path / "head", max_epochs=1)
+    for name, model in (("before", base), ("after", tmp_path / "head")):
+        embed(cells, model, tmp_path / f"{name}.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "before.npy"), np.load(tmp_path / "after.npy"))

@@ -8,7 +8,7 @@ import pytest
 
 from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.finetune.labels import Labels, read_labels, without_rare_classes
-from cellfoundry_training.finetune.split import strata, stratified_split
+from cellfoundry_training.finetune.split import check_training_numbers, strata, stratified_split
 
 
 def labels_of(values: object, task: str | None = None) -> Labels:
@@ -48,7 +48,9 @@ def test_numbers_as_classes_keep_their_names_beside_missing_ones() -> None:
     [
         ([None, None], None, "obs column 'kind' is empty for all 2 cells"),
         (["1", "x"], "regression", "holds 'x' in row 1 .* --task classification"),
-        ([1.0, np.inf], None, "holds inf in row 1 .* finite numbers"),
+        ([1.0, np.inf], None, "holds inf in row 1 .* real numbers between"),
+        ([1.0, 1e39], None, r"holds 1e\+39 in row 1 .* real numbers between -3.4e\+38 and 3.4e\+38"),
+        ([2 + 3j, 1.0], None, r"holds \(2\+3j\) in row 0 .* real numbers"),
     ],
 )
 def test_labels_that_cannot_be_learnt_are_refused(values: object, task: str | None, words: str) -> None:
@@ -86,6 +88,11 @@ def test_one_class_cannot_be_classified() -> None:
 def test_numbers_too_few_or_too_alike_cannot_be_regressed(values: list[float], words: str) -> None:
     with pytest.raises(TrainingError, match=words):
         strata(labels_of(values), "cells.h5ad")
+
+
+def test_numbers_that_are_alike_in_the_training_cells_cannot_be_regressed() -> None:
+    with pytest.raises(TrainingError, match=r"'age' is 3 in all 20 training cells, .* name another column"):
+        check_training_numbers(np.full(20, 3.0), "age", "cells.h5ad")
 
 
 @pytest.mark.parametrize("shares", [(0.1, 0.2), (0.49, 0.49), (0.01, 0.01)])

@@ -138,6 +138,11 @@ def test_the_chosen_interval_is_near_young_s_where_failures_are_rare() -> None:
     assert best.mean == min(one.mean for one in played)
 
 
+def test_no_interval_is_shorter_than_a_checkpoint_takes_to_be_written() -> None:
+    best, played = best_interval(2e6, 7.0, Faults(between=40_000, save=0.01, restart=300, write=100))
+    assert best.interval == min(one.interval for one in played) == 105
+
+
 def test_a_cluster_that_never_gets_through_a_step_is_refused() -> None:
     with pytest.raises(TrainingError, match="leaves no time for a step"):
         best_interval(1e5, 10.0, Faults(between=20, save=60, restart=300))
@@ -164,6 +169,9 @@ def test_the_command_s_json_has_the_simulation() -> None:
     assert result["plan"]["cells"] == pytest.approx(50e6, rel=0.01)
     assert result["mfu"] == 0.5
     assert result["simulation"]["best"] in result["simulation"]["played"]
+    size = 12 * result["plan"]["parameters"]
+    assert result["simulation"]["faults"]["save"] == pytest.approx(size / 64 / 10e9)
+    assert result["simulation"]["faults"]["write"] == pytest.approx(size / 1e9)
 
 
 @pytest.mark.parametrize(

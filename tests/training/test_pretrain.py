@@ -217,6 +217,7 @@ def test_an_existing_run_is_not_overwritten(undisturbed: PretrainResult, store: 
         ("workers=3", "their product stays 4"),
         ("gradient_accumulation=1", "their product stays 4"),
         ("learning_rate=0.5", "started with learning_rate"),
+        ("eval_cells=5", "started with eval_cells"),
     ],
 )
 def test_resume_with_other_values_is_refused(

@@ -113,7 +113,8 @@ def test_a_full_disk_and_a_killed_rank_change_nothing(
     full, lost = warnings(files.metrics)
     assert str(files.checkpoints) in full
     assert "File too large" in full
-    assert "ranks were lost" in lost
+    assert "started again by itself on 2 ranks" in lost
+    assert f"losses of ranks are in {files.failure}" in lost
     assert {record["warning"] for record in shown if "warning" in record} == {full, lost}
     assert 0 < failed_at < STEPS
     assert computed(files.metrics) == computed(undisturbed.history)

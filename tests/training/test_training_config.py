@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,17 @@ def test_written_config_reads_back_equal(tmp_path: Path) -> None:
     assert again.hash() == config.hash() != load_config("tiny").hash()
 
 
+def test_a_full_disk_does_not_cost_the_configuration(
+    tmp_path: Path, files_no_larger_than: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    before, later = load_config("tiny"), load_config("tiny", ["max_steps=9"])
+    before.write(tmp_path / "config.yaml")
+    with files_no_larger_than(100), pytest.raises(OSError, match="File too large"):
+        later.write(tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
 def test_overrides_reach_the_run_and_the_model() -> None:
     config = load_config(
         "tiny", ["learning_rate=2e-4", "max_seconds=null", "max_steps=7", "model.decoder_depth=3"]
@@ -97,6 +110,10 @@ def test_overrides_reach_the_run_and_the_model() -> None:
         ("deepspeed={bf16: {enabled: true}}", ["bf16.enabled is True"]),
         ("deepspeed={fp16: {enabled: true}}", ["fp16.enabled is True"]),
         ("deepspeed={train_batch_size: 7}", ["train_batch_size is 7", "makes it 1"]),
+        (
+            "deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}",
+            ["zero_optimization.offload_optimizer is not supported"],
+        ),
         ("deepspeed={optimizer: {type: Adam}}", ["optimizer", "learning_rate"]),
     ],
 )

@@ -92,11 +92,13 @@ class Head(nn.Module):
         self.out = nn.Linear(inner, outputs)
         self.register_buffer("vector_mean_W", torch.zeros(config.width))
         self.register_buffer("vector_scale_W", torch.ones(config.width))
-        self.register_buffer("label_mean", torch.zeros(()))
-        self.register_buffer("label_scale", torch.ones(()))
+        # In float32 a label like 1.7e9 (seconds since 1970) would be known to 128 only.
+        self.register_buffer("label_mean", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("label_scale", torch.ones((), dtype=torch.float64))
 
     def set_scales(self, vector_CW: Tensor, label_C: Tensor | None, *, per_channel: bool) -> None:
-        """Take mean and standard deviation from training cells: of vectors (C, W), and of labels (C,) for regression.
+        """Take mean and standard deviation from training cells: of vectors (C, W), and of labels (C,) for regression,
+        float64 and not all equal.
 
         ``per_channel`` is for an encoder that stands still. In one that learns, a channel that hardly varies at first
         would be blown up whatever it turns into (in one run a mean loss of 17 in place of 4 in the first epoch), so all
@@ -112,11 +114,11 @@ class Head(nn.Module):
             self.label_scale.copy_(label_C.std(correction=0))
 
     def forward(self, vector_CW: Tensor) -> Tensor:
-        """Logits (C, K) for classification, values (C,) in the label's unit for regression."""
+        """Float32 logits (C, K) for classification, float64 values (C,) in the label's unit for regression."""
         x = (vector_CW - self.vector_mean_W) / self.vector_scale_W
         if self.hidden is not None:
             x = F.relu(self.hidden(x))
         x = self.out(x)
         if self.config.task == "classification":
             return x
-        return x.squeeze(1) * self.label_scale + self.label_mean
+        return x.squeeze(1).double() * self.label_scale + self.label_mean

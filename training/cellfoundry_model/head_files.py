@@ -24,7 +24,7 @@ FORMAT, FORMAT_VERSION = "cellfoundry-head", 1
 def head_files(head: Head) -> dict[str, bytes]:
     """Name -> content of the files that keep ``head``."""
     document = {"format": FORMAT, "format_version": FORMAT_VERSION} | head.config.to_dict()
-    state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in head.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
     return {
         HEAD_CONFIG_FILE: (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode(),
         HEAD_WEIGHTS_FILE: safetensors.torch.save(state),

@@ -94,15 +94,19 @@ class Checkpoints:
             try:
                 manifest = save.manifest.model_copy(update={"files": files})
                 checkpoint_files.publish(save.partial, folder, manifest)
-                self._prune()
-                return
             except OSError as error:
                 failures = [str(error)]
+        if failures:
+            self._give_up(save, folder, failures[0])
+        else:
+            self._prune()
+
+    def _give_up(self, save: _Save, folder: Path, failure: str) -> None:
         shutil.rmtree(save.partial, ignore_errors=True)
         earlier = next(iter(checkpoint_files.listed(self._folder)), None)
         stays = f"{earlier} stays the newest" if earlier else "there is none yet"
         self._warn(
-            f"checkpoint {folder} could not be written ({failures[0]}) and the run goes on without it; {stays}: free "
+            f"checkpoint {folder} could not be written ({failure}) and the run goes on without it; {stays}: free "
             "space there, the next save tries again"
         )
 
@@ -111,9 +115,15 @@ class Checkpoints:
         kept = set(folders[: self._keep])
         if self._keep_best:
             kept |= set(_best(folders))
-        for folder in folders:
-            if folder not in kept:
-                checkpoint_files.remove(folder)
+        try:
+            for folder in folders:
+                if folder not in kept:
+                    checkpoint_files.remove(folder)
+        except OSError as error:
+            self._warn(
+                f"checkpoint {folder} is no longer needed but could not be removed ({error}): remove it by hand, or "
+                "make its folder writable; the next save tries again"
+            )
 
     def newest(self) -> Checkpoint | None:
         """The newest intact checkpoint, the same for all ranks, every byte checked; None if there is none at all.

@@ -26,6 +26,7 @@ from cellfoundry_model.config import ModelConfig
 from cellfoundry_model.errors import ModelError
 from cellfoundry_model.presets import PRESETS
 from cellfoundry_training.errors import TrainingError
+from cellfoundry_training.files import replace_text
 from cellfoundry_training.settings import first_fault, nearest, parse_override
 
 CONFIG_DIR = Path(__file__).parent / "configs"
@@ -193,6 +194,13 @@ class PretrainConfig(BaseModel):
         for key in ("optimizer", "scheduler"):
             if self.deepspeed and key in self.deepspeed:
                 return f"{key} is not DeepSpeed's to choose here; leave it out and set learning_rate and its like"
+        zero = (self.deepspeed or {}).get("zero_optimization")
+        for key in zero if isinstance(zero, dict) else ():
+            # Loading and saving read weights and moments on the rank's own device.
+            if key.startswith(("offload_", "cpu_offload")):
+                return (
+                    f"zero_optimization.{key} is not supported; leave it out and raise zero_stage or workers"
+                )
         for key, value in self.deepspeed_decided.items():
             given: Any = self.deepspeed or {}
             for part in key.split("."):
@@ -212,8 +220,10 @@ class PretrainConfig(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def write(self, path: Path) -> None:
-        """Write every value as YAML, which `load_config` reads back to an equal record."""
-        path.write_text(yaml.safe_dump(self.model_dump(), sort_keys=False))
+        """Write every value as YAML, which `load_config` reads back to an equal record; a former file stays where the
+        disk does not take it, with OSError.
+        """
+        replace_text(path, yaml.safe_dump(self.model_dump(), sort_keys=False))
 
 
 def load_config(name_or_file: str | Path, overrides: Iterable[str] = ()) -> PretrainConfig:

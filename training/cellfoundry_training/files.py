@@ -1,7 +1,8 @@
-"""Where a run keeps what it writes."""
+"""Where a run keeps what it writes, and how a file of it is replaced."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,3 +57,17 @@ class RunFiles:
     def hang(self) -> Path:
         """The sentence of a rank that ended the run because another hung."""
         return self.folder / "hang.txt"
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole; OSError where the disk does not take it: then the former one stays."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

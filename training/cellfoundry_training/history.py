@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from cellfoundry_training.files import replace_text
 
 Record = dict[str, Any]
 # An evaluation's line is about 2 kB and a step's 0.3 kB: the newest of both are within this of the end for minutes.
@@ -17,21 +20,34 @@ def append(path: Path, records: Iterable[Record]) -> None:
     """Add lines; a single write, so that a reader sees whole lines. OSError where not all could be written: then the
     file is as it was.
     """
-    with path.open("ab") as file:
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    # Not through Python's buffer, which would write what is left of the lines once more when it is closed.
+    with path.open("ab", buffering=0) as file:
         before = file.tell()
         try:
-            file.write("".join(json.dumps(record) + "\n" for record in records).encode())
-            file.flush()
+            written = 0
+            while written < len(lines):  # a disk takes what it has room for and refuses the next write
+                written += file.write(lines[written:])
         except OSError:
-            file.truncate(before)
+            os.ftruncate(file.fileno(), before)
             raise
 
 
 def read(path: Path) -> list[Record]:
     """All whole lines in order; a line cut off by a crash is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return _records(path.read_bytes()) if path.exists() else []
+
+
+def _records(text: bytes) -> list[Record]:
+    """One a line; what a crash or a full disk left of a line is passed over."""
+    found = []
+    for line in text.splitlines(keepends=True):
+        if line.startswith(b'{"step"') and line.endswith(b"\n"):
+            try:
+                found.append(json.loads(line))
+            except ValueError:  # a half line with another behind it
+                continue
+    return found
 
 
 @dataclass(frozen=True)
@@ -55,9 +71,7 @@ def newest(path: Path) -> Newest:
         return Newest(None, None, [])
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        lines = file.read().splitlines(keepends=True)
-    # The first line may have lost its head, the last one its end.
-    tail = [json.loads(line) for line in lines if line.startswith(b'{"step"') and line.endswith(b"\n")]
+        tail = _records(file.read())
     return Newest(
         next(iter(steps(tail)[-1:]), None),
         next(iter(evaluations(tail)[-1:]), None),
@@ -68,9 +82,7 @@ def newest(path: Path) -> Newest:
 def truncate_after(path: Path, step: int) -> None:
     """Drop what was logged after ``step``: those steps will run again."""
     kept = [record for record in read(path) if record["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    temporary.replace(path)
+    replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def is_evaluation(record: Record) -> bool:

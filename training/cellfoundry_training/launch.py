@@ -48,7 +48,8 @@ def run_ranks(config: PretrainConfig, device: str, store: Path, files: RunFiles)
         storage_path=str(files.folder),
         failure_config=ray.train.FailureConfig(max_failures=config.max_restarts),
         callbacks=[_Losses(files)],  # type: ignore[list-item]  # V2's, too
-        worker_runtime_env={"env_vars": _worker_environment(config.workers, gpu)},
+        # DeepSpeed must not pick a GPU for a run on CPU.
+        worker_runtime_env={"env_vars": {} if gpu else {"DS_ACCELERATOR": "cpu"}},
     )
     trainer = TorchTrainer(
         train_rank,  # type: ignore[arg-type]  # V2 takes what it returns
@@ -119,13 +120,6 @@ def as_sentence(error: Exception, files: RunFiles) -> Exception:
     return TrainingError(
         f"pretraining stopped by an unexpected error: see {files.failure}; --resume continues the run"
     )
-
-
-def _worker_environment(workers: int, gpu: bool) -> dict[str, str]:
-    """Threads so that ranks share the machine's cores; DeepSpeed must not pick a GPU for a run on CPU."""
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    environment = {"OMP_NUM_THREADS": str(threads)}
-    return environment if gpu else {**environment, "DS_ACCELERATOR": "cpu"}
 
 
 @contextmanager

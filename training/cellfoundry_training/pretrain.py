@@ -7,6 +7,7 @@ costs at most the time between two checkpoints; after SIGTERM it costs nothing.
 from __future__ import annotations
 
 import math
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,8 @@ Progress = Callable[[str, int, int], None]
 Watch = Callable[[Record], None]
 PROGRESS_EVERY_S = 0.5
 # What a resumed run may change: how long it goes on, what it keeps, and where and how steps are computed; not what
-# they compute, but for rounding. Ranks and accumulation may change as long as the global batch stays.
+# they compute, but for rounding, nor the cells by which the best model is chosen. Ranks and accumulation may change
+# as long as the global batch stays.
 FREE_ON_RESUME = {
     "workers",
     "gradient_accumulation",
@@ -41,7 +43,6 @@ FREE_ON_RESUME = {
     "max_seconds",
     "device",
     "eval_every_steps",
-    "eval_cells",
     "probe_column",
     "probe_cells",
     "loggers",
@@ -123,6 +124,7 @@ def pretrain(
         config.write(files.config)
         for of_the_run_before in (files.hang, files.stop, files.failure):
             of_the_run_before.unlink(missing_ok=True)
+        shutil.rmtree(files.heartbeats, ignore_errors=True)
         from cellfoundry_training.launch import run_ranks
 
         with _following(files.metrics, config, progress, watch):

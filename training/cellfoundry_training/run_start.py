@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from cellfoundry_model.architecture import CellModel
+from cellfoundry_model.checkpoint import clear_leftovers
+from cellfoundry_training import history
 from cellfoundry_training.checkpoint_files import Tensors
 from cellfoundry_training.checkpoints import Checkpoints, Warn
 from cellfoundry_training.config import PretrainConfig
@@ -35,9 +37,9 @@ class RunStart:
 
     def __init__(self, files: RunFiles, config: PretrainConfig, rank: int, ranks: int, warn: Warn) -> None:
         self._files, self._rank, self._warn = files, rank, warn
+        started_before = files.heartbeats.exists()
         if rank == 0:
-            # Of ranks that are gone.
-            shutil.rmtree(files.heartbeats, ignore_errors=True)
+            clear_leftovers(files.model)
         self.checkpoints = Checkpoints(
             files.checkpoints,
             rank,
@@ -47,8 +49,14 @@ class RunStart:
             warn=warn,
         )
         self._found = self.checkpoints.newest()
-        if rank == 0 and files.failure.is_file():
-            self._warn_of_restart()
+        if rank == 0:
+            # Of ranks that are gone.
+            shutil.rmtree(files.heartbeats, ignore_errors=True)
+            files.heartbeats.mkdir(exist_ok=True)
+            if started_before:
+                self._warn_of_restart(ranks)
+            elif self._found is None and history.newest(files.metrics).step is not None:
+                warn(f"no checkpoint under {files.checkpoints}: the run starts again from step 0")
 
     def fill(self, model: CellModel) -> None:
         """Give ``model`` the weights of the checkpoint, before an engine is made of it."""
@@ -71,10 +79,12 @@ class RunStart:
         """Whether the driver asks for a checkpoint and the end."""
         return self._files.stop.exists()
 
-    def _warn_of_restart(self) -> None:
+    def _warn_of_restart(self, ranks: int) -> None:
         step = self._found.manifest.state.step if self._found is not None else 0
-        reason = f"ranks were lost (see {self._files.failure})"
+        sentence = f"the run started again by itself on {ranks} ranks and goes on from step {step}"
         if self._files.hang.is_file():
-            reason = self._files.hang.read_text()
+            sentence += f"; before, {self._files.hang.read_text()}"
             self._files.hang.unlink()
-        self._warn(f"{reason}: the run started again by itself and goes on from step {step}")
+        elif self._files.failure.is_file():
+            sentence += f"; losses of ranks are in {self._files.failure}"
+        self._warn(sentence)

@@ -21,6 +21,7 @@ from cellfoundry_kernels import MaskedCells
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.checkpoint import LoadedModel, save_model
 from cellfoundry_model.embedder import Embedder
+from cellfoundry_model.errors import ModelError
 from cellfoundry_training import stalls
 from cellfoundry_training.batches import CellTensors, PrefetchedBatches
 from cellfoundry_training.between_steps import SaveClock, Word, from_rank_0
@@ -49,7 +50,9 @@ def train_rank(arguments: dict[str, Any]) -> bool:
 
     Returns whether the budget is used up; False after a request to stop, when the run is saved.
     """
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    # Ranks share the cores of the node they are on.
+    here = ray.train.get_context().get_local_world_size()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
     trainer = Trainer(
         PretrainConfig(**arguments["config"]), arguments["store"], RunFiles(Path(arguments["run"]))
     )
@@ -94,6 +97,7 @@ class Trainer:
         masking = Masking.of(config, len(self.genes))
         self.step = GlobalStep(self.engine, architecture, masking, self.clock, self.ranks)
         self.watch = HangWatch(files, self.rank, self.ranks, config.collective_timeout_s, self.clock)
+        self.watch.step = self.state.step
         self.peak = peak_flops(self.device, config.precision)
         self.stalls = stalls.DataStalls()
         if self.rank == 0:
@@ -257,7 +261,7 @@ class Trainer:
         return model
 
     def _write_model(self, model: CellModel, heldout: Heldout) -> bool:
-        """Put ``model`` into the run's model directory; False, with a warning, where the disk does not take it, so that
+        """Put ``model`` into the run's model directory; False, with a warning, where it cannot go there, so that
         the next evaluation tries again. Collective.
         """
         state = self.state
@@ -274,10 +278,12 @@ class Trainer:
             try:
                 save_model(model, self.genes, self.files.model, info)
             except (OSError, SafetensorError) as error:
+                failure = f"{error}; free space there"
+            except ModelError as error:  # a user put files of theirs there
                 failure = str(error)
         failure = from_rank_0(failure)
         if failure is not None:
-            self.warn(f"model {self.files.model} could not be written ({failure}): free space there")
+            self.warn(f"model {self.files.model} could not be written: {failure}")
         return failure is None
 
     def _checkpoint(self, saves: SaveClock) -> None:

@@ -4,56 +4,21 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
+from cellfoundry_bench.training.plain_engine import PlainEngine
 from cellfoundry_data.store import Store
-from cellfoundry_kernels import MaskedCells
 from cellfoundry_model.architecture import CellModel
-from cellfoundry_model.decoder_context import DecoderContext
 from cellfoundry_training.batches import PrefetchedBatches
 from cellfoundry_training.config import PretrainConfig
 from cellfoundry_training.evaluation import Heldout, evaluate, turns
 from cellfoundry_training.gene_means import GeneSums
-from cellfoundry_training.guarded_adamw import GuardedAdamW
 from cellfoundry_training.objective import EVALUATION_STEP, Masking, mask_batch
 from cellfoundry_training.schedule import budget_share, learning_rate
 from cellfoundry_training.splits import heldout_batches, heldout_cells, train_cells
 from cellfoundry_training.step import GlobalStep
 from cellfoundry_training.step_clock import StepClock
-
-
-class PlainEngine:
-    """What a step needs of an engine, on one process: the model, its optimizer, and nothing between them."""
-
-    def __init__(self, model: CellModel, config: PretrainConfig) -> None:
-        self.model = model
-        self.optimizer: Any = GuardedAdamW(
-            model.parameters(), clip=config.clip, lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-
-    def __call__(self, masked: MaskedCells, context: DecoderContext | None = None) -> Tensor:
-        """Predictions at the chosen positions."""
-        return self.model(masked, context)
-
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of a step of one micro-batch."""
-        loss.backward()
-
-    def step(self) -> None:
-        """Update and forget the gradients."""
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def was_step_applied(self) -> bool:
-        """Whether the latest update happened."""
-        return not self.optimizer.overflow
-
-    def get_global_grad_norm(self) -> Tensor:
-        """Before clipping."""
-        return self.optimizer._global_grad_norm
 
 
 @dataclass(frozen=True)
@@ -76,7 +41,7 @@ def train(store: Store, config: PretrainConfig, means: GeneSums, device: torch.d
     n_genes = len(store.vocabulary.genes)
     torch.manual_seed(config.seed)
     model = CellModel(config.architecture(n_genes)).to(device)
-    engine, clock = PlainEngine(model, config), StepClock(device)
+    engine, clock = PlainEngine(model, clip=config.clip), StepClock(device)
     step = GlobalStep(engine, model.config, Masking.of(config, n_genes), clock)
     cells = 0
     with PrefetchedBatches(train_cells(store, config), device) as batches:

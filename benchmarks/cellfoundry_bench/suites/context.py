@@ -18,10 +18,11 @@ from statistics import mean, median, stdev
 import numpy as np
 import torch
 
-from cellfoundry_bench.context.training import Learnt, PlainEngine, train
+from cellfoundry_bench.context.training import Learnt, train
 from cellfoundry_bench.errors import BenchError
 from cellfoundry_bench.measure import cpu_clock, wall_clock
 from cellfoundry_bench.results import Curve, Row, SuiteResult
+from cellfoundry_bench.training.plain_engine import PlainEngine
 from cellfoundry_data.store import Store, open_store
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.flops import training_flops
@@ -36,11 +37,11 @@ from cellfoundry_training.step_clock import StepClock
 STORE_VARIABLE = "CELLFOUNDRY_BENCH_STORE"
 RATES = (0.02, 0.05, 0.1, 0.25)
 SHAPE = "100m"
-# The bar: at least so many times the cells a second, at most so much of the held-out error.
-SPEED, ERROR = 3.0, 1.01
+# The bar, at the default rate: at least so many times the cells a second, at most so much of the held-out error.
+BAR_RATE, SPEED, ERROR = 0.05, 3.0, 1.01
 FLOPS_CELLS = 256
-# Of the published shape's preset, which is for 64 ranks that accumulate.
-ONE_RANK = ("workers=1", "gradient_accumulation=1", "batch_tokens=null")
+# The published shape on one rank, a step of one micro-batch.
+ALONE = ("batch_tokens=null", "workers=1", "gradient_accumulation=1")
 # As many decoder layers as the published shape, through which the errors of the sample go on.
 LEARNER = ("model.decoder_depth=6", "max_seconds=null", "max_steps=1500", "eval_cells=200")
 SEEDS = (0, 1, 2)
@@ -55,7 +56,7 @@ def run() -> SuiteResult:
         work = work_by_rate(store)
         learnt = learn(store, load_config("tiny", LEARNER), device)
         # A step takes a minute on one core of a CPU, next to which warming up is nothing.
-        cells, rounds = (32, 10) if device.type == "cuda" else (1, 2)
+        cells, rounds = (32, 8) if device.type == "cuda" else (1, 2)
         times = times_by_rate(store, device, cells, rounds)
     return SuiteResult([*_speed_rows(work, times, device), *_error_rows(learnt)], [_trade_off(work, learnt)])
 
@@ -69,7 +70,7 @@ def sampled(config: PretrainConfig, rate: float | None) -> PretrainConfig:
 
 def work_by_rate(store: Store) -> dict[float | None, float]:
     """Useful FLOPs of a training step of the published shape, of an average cell of the store; None for full."""
-    config = load_config(SHAPE, [*ONE_RANK, "batch_cells=16"])
+    config = load_config(SHAPE, [*ALONE, "batch_cells=16"])
     n_genes = len(store.vocabulary.genes)
     batches = [
         CellTensors.of(batch, torch.device("cpu"))
@@ -95,12 +96,12 @@ def times_by_rate(
     Of cells as long as the average of FLOPS_CELLS, not thinned: on a CPU a step is one cell, whose length decides the
     ratio. CPU-seconds on a CPU, so that its neighbours do not count.
     """
-    config = load_config(SHAPE, [*ONE_RANK, f"batch_cells={FLOPS_CELLS}", "read_depth_aware=false"])
+    config = load_config(SHAPE, [*ALONE, f"batch_cells={FLOPS_CELLS}", "read_depth_aware=false"])
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     n_genes = len(store.vocabulary.genes)
     torch.manual_seed(0)
-    model = CellModel(config.architecture(n_genes)).to(device, dtype)
-    engine, step_clock = PlainEngine(model, config), StepClock(device)
+    model = CellModel(config.architecture(n_genes)).to(device)
+    engine, step_clock = PlainEngine(model, dtype), StepClock(device)
     pool = next(iter(train_cells(store, config)))
     lengths = np.diff(pool.indptr)
     usual = np.abs(lengths - lengths.mean()).argsort(kind="stable")[: cells * rounds]
@@ -149,7 +150,6 @@ def _speed_rows(
             "full decoder",
             work[None] / 1e9,
             work[None] / work[rate],
-            bar=SPEED,
             note=f"mean of {FLOPS_CELLS} training cells",
         )
         for rate in RATES
@@ -165,7 +165,7 @@ def _speed_rows(
                 median(times[None]),
                 median(times[None]) / median(times[rate]),
                 (min(ratios), max(ratios)),
-                bar=SPEED,
+                bar=SPEED if rate == BAR_RATE else None,
                 note=f"{what}, median of {len(ratios)} batches of cells of average length, not thinned",
             )
         )
@@ -192,7 +192,7 @@ def _error_rows(runs: Runs) -> list[Row]:
                 f"held-out masked MSE trained at rate {rate:g}, over that of full",
                 mean(over_full),
                 "of full",
-                bar=ERROR,
+                bar=ERROR if rate == BAR_RATE else None,
                 bar_is="at most",
                 note=f"mean of seeds {seeds}; standard error {error:.4f}",
             )

@@ -15,7 +15,8 @@ from cellfoundry_kernels import MaskedCells
 from cellfoundry_model.decoder_context import DecoderContext
 from cellfoundry_training.guarded_adamw import GuardedAdamW
 
-CLIP, RATE = 1.0, 1e-4
+RATE = 1e-4
+"""Learning rate of steps that are only timed."""
 
 
 class PlainEngine:
@@ -24,16 +25,17 @@ class PlainEngine:
     Args:
         model: float32, on its device; becomes bf16 where ``dtype`` says so.
         dtype: of weights and activations.
+        clip: largest norm of the gradients.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, clip: float = 1.0) -> None:
         masters = [parameter.detach().clone() for parameter in model.parameters()]
         self._model: nn.Module = model.to(dtype).train()
         self._weights: list[Tensor] = list(model.parameters())
         self._masters = self._weights if dtype == torch.float32 else masters
         if dist.is_initialized():
             self._model = DistributedDataParallel(model)
-        self.optimizer = GuardedAdamW(self._masters, clip=CLIP, lr=RATE, weight_decay=0.0)
+        self.optimizer = GuardedAdamW(self._masters, clip=clip, lr=RATE, weight_decay=0.0)
 
     def __call__(self, masked: MaskedCells, context: DecoderContext | None = None) -> Tensor:
         """Predictions at the chosen positions, (X,)."""

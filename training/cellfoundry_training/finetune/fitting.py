@@ -45,7 +45,7 @@ class Objective:
 
     Args:
         head: whose outputs are judged.
-        value_E: class numbers int64, or float32 numbers, on the head's device.
+        value_E: class numbers int64, or float64 numbers, on the head's device.
         train: the training cells, whose class sizes the weights balance.
         balanced: every class weighs the same in sum.
     """
@@ -173,7 +173,7 @@ class Fitting:
 
 
 def output(encoder: nn.Module, head: Head, given: Tensor | TokenBatch, precision: str) -> Tensor:
-    """The head's float32 outputs for one part of the inputs."""
+    """The head's outputs for one part of the inputs."""
     with torch.autocast(head.label_mean.device.type, torch.bfloat16, enabled=precision == "bf16"):
         vector_CW: Tensor = encoder(given)
     return head(vector_CW.float())

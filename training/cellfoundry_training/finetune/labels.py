@@ -18,6 +18,9 @@ from cellfoundry_training.settings import nearest
 MIN_CLASS_CELLS = 3
 """Cells a class needs: one each to train, to stop by and to judge."""
 
+LARGEST = float(np.finfo(np.float32).max)
+"""Numbers beyond float32 are refused: errors of such a size have no square in float64."""
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -27,14 +30,14 @@ class Labels:
         column: the obs column.
         task: "classification" or "regression".
         classes: names of the classes, sorted; none for regression.
-        value_C: int64 class numbers, or float32 numbers; of no meaning where there is no label.
+        value_C: int64 class numbers, or float64 numbers; of no meaning where there is no label.
         has_label_C: bool.
     """
 
     column: str
     task: Task
     classes: tuple[str, ...]
-    value_C: npt.NDArray[np.int64] | npt.NDArray[np.float32]
+    value_C: npt.NDArray[np.int64] | npt.NDArray[np.float64]
     has_label_C: npt.NDArray[np.bool_]
 
 
@@ -48,7 +51,7 @@ def read_labels(obs: pd.DataFrame, column: str, task: Task | None, source: str) 
         source: what messages call it.
 
     Raises:
-        TrainingError: no such column, no label in it, text or an infinite number where numbers are needed.
+        TrainingError: no such column, no label in it, or what is no finite real number where numbers are needed.
     """
     if column not in obs.columns:
         columns = [str(name) for name in obs.columns]
@@ -94,11 +97,11 @@ def _names(labels: pd.Series) -> npt.NDArray[np.str_]:
     return labels.astype(str).to_numpy(dtype=np.str_)
 
 
-def _numbers(labels: pd.Series, has_label_C: npt.NDArray[np.bool_], source: str) -> npt.NDArray[np.float32]:
-    numbers = pd.to_numeric(labels.astype(object), errors="coerce").to_numpy(
-        dtype=np.float64, na_value=np.nan
-    )
-    bad_C = has_label_C & ~np.isfinite(numbers)
+def _numbers(labels: pd.Series, has_label_C: npt.NDArray[np.bool_], source: str) -> npt.NDArray[np.float64]:
+    given = labels.astype(object)
+    real = given.mask(given.map(lambda value: isinstance(value, complex | np.complexfloating)))
+    numbers = pd.to_numeric(real, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    bad_C = has_label_C & ~(np.abs(numbers) <= LARGEST)
     if bad_C.any():
         cell = int(np.argmax(bad_C))
         value, name = labels.iloc[cell], labels.index[cell]
@@ -108,5 +111,8 @@ def _numbers(labels: pd.Series, has_label_C: npt.NDArray[np.bool_], source: str)
             raise TrainingError(
                 f"{where}, and regression needs numbers; use --task classification or another column"
             )
-        raise TrainingError(f"{where}, and regression needs finite numbers; correct it or empty it")
-    return numbers.astype(np.float32)
+        raise TrainingError(
+            f"{where}, and regression needs real numbers between -{LARGEST:.2g} and {LARGEST:.2g}; "
+            "correct it or empty it"
+        )
+    return numbers

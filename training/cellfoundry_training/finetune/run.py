@@ -6,9 +6,10 @@ Legend: C cells of the source, E those with a label and counts, W width of a cel
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,121 +40,20 @@ from cellfoundry_training.finetune.inputs import (
     VectorInputs,
     read_cells,
 )
-from cellfoundry_training.finetune.labels import (
-    MIN_CLASS_CELLS,
-    Labels,
-    read_labels,
-    without_rare_classes,
-)
+from cellfoundry_training.finetune.labels import Labels, read_labels, without_rare_classes
+from cellfoundry_training.finetune.result import CellNumbers, Finetuned
 from cellfoundry_training.finetune.scores import (
     ClassificationScores,
     RegressionScores,
     classification_scores,
     regression_scores,
 )
-from cellfoundry_training.finetune.split import Split, strata, stratified_split
+from cellfoundry_training.finetune.split import Split, check_training_numbers, strata, stratified_split
 from cellfoundry_training.finetune.tuned import check_tune, merged, tuned
 
 RECORD_FILE, REPORT_FILE = "finetune.json", "report.html"
 SCALE_CELLS = 512
 """Training cells whose vectors set the head's scales where the encoder learns too."""
-
-
-@dataclass(frozen=True)
-class CellNumbers:
-    """What became of the source's cells.
-
-    Attributes:
-        train: cells that trained.
-        validation: cells that decided when to stop.
-        test: cells that the scores are of.
-        without_label: cells with an empty label, left out.
-        without_counts: labelled cells without counts in the model's genes, left out.
-        rare: classes with too few cells -> their cells, left out.
-    """
-
-    train: int
-    validation: int
-    test: int
-    without_label: int
-    without_counts: int
-    rare: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Finetuned:
-    """A finished run.
-
-    Attributes:
-        config: what was asked for.
-        head: what its head predicts.
-        source: name of the cells.
-        base_sha256: weights it started from.
-        cells: what became of the source's cells.
-        parameters: numbers that learned.
-        epochs: in order.
-        scores: on the test cells.
-        test_true: labels of the test cells: class numbers or numbers.
-        test_predicted: what the model says of them.
-        seconds: wall time of reading (with the encoder's pass where only the head learns), and of training.
-        device: where it ran.
-    """
-
-    config: FinetuneConfig
-    head: HeadConfig
-    source: str
-    base_sha256: str
-    cells: CellNumbers
-    parameters: int
-    epochs: list[Epoch]
-    scores: ClassificationScores | RegressionScores
-    test_true: npt.NDArray[Any]
-    test_predicted: npt.NDArray[Any]
-    seconds: dict[str, float]
-    device: str
-
-    @property
-    def best(self) -> Epoch:
-        """The epoch whose weights were kept."""
-        return min(self.epochs, key=lambda epoch: epoch.validation_loss)
-
-    def left_out(self) -> list[str]:
-        """One sentence for every reason that cells were left out for."""
-        cells, reasons = self.cells, []
-        if cells.without_label:
-            reasons.append(f"{cells.without_label:,} cells without a label")
-        if cells.without_counts:
-            reasons.append(f"{cells.without_counts:,} labelled cells without counts in the model's genes")
-        if cells.rare:
-            sizes = ", ".join(f"{name} ({size})" for name, size in cells.rare.items())
-            reasons.append(
-                f"{sum(cells.rare.values()):,} cells of classes with fewer than {MIN_CLASS_CELLS} cells: {sizes}"
-            )
-        return reasons
-
-    def __str__(self) -> str:
-        """One line for people."""
-        return (
-            f"{self.cells.test:,} held-out cells: {self.scores}; {self.parameters:,} parameters learned from "
-            f"{self.cells.train:,} cells, best after {self.best.epoch} of {len(self.epochs)} epochs, "
-            f"{sum(self.seconds.values()):,.0f} s on {self.device}"
-        )
-
-    def record(self) -> dict[str, Any]:
-        """All but the single cells, as JSON's types; kept in the model directory."""
-        return {
-            "config": self.config.model_dump(),
-            "head": self.head.to_dict(),
-            "source": self.source,
-            "base_sha256": self.base_sha256,
-            "cells": asdict(self.cells),
-            "parameters": self.parameters,
-            "epochs": [asdict(epoch) for epoch in self.epochs],
-            "best_epoch": self.best.epoch,
-            "scores": asdict(self.scores),
-            "seconds": self.seconds,
-            "device": self.device,
-        }
 
 
 def finetune(
@@ -186,7 +86,7 @@ def finetune(
     """
     started = time.monotonic()
     out = Path(out)
-    _check_out(Path(model_dir), out)
+    _check_out(Path(model_dir), src, out)
     device = _device(config.device)
     loaded = load_model(model_dir, device)
     check_tune(config, loaded.config.encoder_depth)
@@ -211,6 +111,8 @@ def finetune(
     )
     split = Split(kept_E[drawn.train], kept_E[drawn.validation], kept_E[drawn.test])
     value_E = labels.value_C[row_E]
+    if labels.task == "regression":
+        check_training_numbers(value_E[split.train], labels.column, source)
 
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
@@ -250,10 +152,20 @@ def finetune(
     return result
 
 
-def _check_out(model_dir: Path, out: Path) -> None:
-    check_replaceable(out)
+def _check_out(model_dir: Path, src: Source, out: Path) -> None:
+    """ModelError or TrainingError, before any cell is read, where the model could not be written at the end."""
+    folder = out.absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=folder):
+            pass
+    except OSError as error:
+        raise TrainingError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
     if out.exists() and model_dir.exists() and out.samefile(model_dir):
         raise TrainingError(f"{out} is the model to start from and would be overwritten; give another --out")
+    if not isinstance(src, AnnData) and Path(src).exists() and out.resolve() in Path(src).resolve().parents:
+        raise TrainingError(f"{src} lies in {out}, which would be replaced; give another --out")
+    check_replaceable(out)
 
 
 def _device(name: str) -> torch.device:
@@ -345,7 +257,9 @@ def _save(
     files = head_files(head)
     extra = loaded.info | {
         HEAD_HASH: head_hash(files),
-        "finetuned": {key: record[key] for key in ("config", "source", "base_sha256")},
+        # ``before`` keeps that of the model it started from: who wants the decoder must know of every run.
+        "finetuned": {key: record[key] for key in ("config", "source", "base_sha256")}
+        | {"before": loaded.info.get("finetuned")},
     }
     files[RECORD_FILE] = (json.dumps(record, indent=2) + "\n").encode()
     if report:

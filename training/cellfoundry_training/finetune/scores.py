@@ -94,7 +94,7 @@ def classification_scores(
 
 
 def regression_scores(
-    true_C: npt.NDArray[np.float32], predicted_C: npt.NDArray[np.float32]
+    true_C: npt.NDArray[np.floating], predicted_C: npt.NDArray[np.floating]
 ) -> RegressionScores:
     """Judge predicted numbers; ``true_C`` must vary for R2 to mean anything (0 otherwise)."""
     true, predicted = true_C.astype(np.float64), predicted_C.astype(np.float64)

@@ -6,6 +6,7 @@ Legend: C cells that have a label and counts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,3 +81,12 @@ def strata(labels: Labels, source: str) -> npt.NDArray[np.int64]:
     rank = np.empty(len(value), dtype=np.int64)
     rank[np.argsort(value, kind="stable")] = np.arange(len(value))
     return rank * ranges // len(value)
+
+
+def check_training_numbers(value_C: npt.NDArray[Any], column: str, source: str) -> None:
+    """TrainingError where the numbers of the training cells are all the same."""
+    if value_C.min() == value_C.max():
+        raise TrainingError(
+            f"{source}: obs column {column!r} is {value_C[0]:g} in all {len(value_C):,} training cells, so there is "
+            "nothing to learn; name another column or give cells that differ more"
+        )
