@@ -15,22 +15,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cellfoundry import tl
+    from cellfoundry.finetuning import finetune
     from cellfoundry.model import Model, load
     from cellfoundry_data.ingest import ingest
     from cellfoundry_data.loader import ShardDataset
     from cellfoundry_serving.client import Client
     from cellfoundry_serving.embed import embed
+    from cellfoundry_serving.predict import predict
 
 __version__ = "0.1.0"
-__all__ = ["Client", "Model", "ShardDataset", "__version__", "embed", "ingest", "load", "tl"]
+__all__ = [
+    "Client",
+    "Model",
+    "ShardDataset",
+    "__version__",
+    "embed",
+    "finetune",
+    "ingest",
+    "load",
+    "predict",
+    "tl",
+]
 
 _HOME = {
     "Client": "cellfoundry_serving.client",
     "Model": "cellfoundry.model",
     "ShardDataset": "cellfoundry_data.loader",
     "embed": "cellfoundry_serving.embed",
+    "finetune": "cellfoundry.finetuning",
     "ingest": "cellfoundry_data.ingest",
     "load": "cellfoundry.model",
+    "predict": "cellfoundry_serving.predict",
 }
 
 

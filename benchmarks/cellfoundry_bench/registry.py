@@ -43,10 +43,17 @@ SUITES = (
         "kernels",
         "each kernel and the 100m model against the best there is and the roofline; compile report; needs torch only",
     ),
-    Suite("train", "one training step of tiny without Ray: cells and tokens per second, breakdown"),
+    Suite(
+        "train",
+        "the training step: rates, MFU and breakdown without Ray, a padded twin, a whole run, ZeRO-2 against plain DDP",
+    ),
     Suite(
         "learns",
         "an existing pretraining run on its held-out cells, against gene means and nearest neighbours",
+    ),
+    Suite(
+        "context",
+        "the decoder trained on a sample of the zeros against the full one: FLOPs, time and held-out error by rate",
     ),
     Suite("embed", "packed batch embedding against the one-cell-at-a-time float32 loop"),
     Suite("serve", "endpoint on loopback: protocol overhead at 1 client, requests per second at 8"),

@@ -149,6 +149,7 @@ LAYER_ERRORS = {
     "cellfoundry_training.errors": "TrainingError",
     "cellfoundry_serving.errors": "ServingError",
     "cellfoundry_bench.errors": "BenchError",
+    "cellfoundry.cluster.errors": "ClusterError",
 }
 
 

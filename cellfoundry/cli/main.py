@@ -9,7 +9,7 @@ from types import FrameType
 
 import typer
 
-from cellfoundry.cli import bench, data, embed, model, quickstart, serve, train
+from cellfoundry.cli import bench, data, embed, jobs, model, predict, quickstart, serve, submit, train
 from cellfoundry.cli.console import print_warnings_as_lines, user_message
 
 app = typer.Typer(
@@ -25,7 +25,10 @@ app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(model.app, name="model")
 app.command("embed")(embed.embed)
+app.command("predict")(predict.predict)
 app.command("serve")(serve.serve)
+app.command("submit", context_settings={"allow_interspersed_args": False})(submit.submit)
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
 
 

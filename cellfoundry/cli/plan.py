@@ -19,8 +19,8 @@ LENGTHS_READ = 16_384
 # Mean expressed genes of a cell and their spread where no store is given: 10x data of recent chemistry is near it.
 EXPRESSED, SPREAD = 1_300.0, 0.5
 ASSUMED_MFU = 0.4
-# Bytes a parameter in a checkpoint (weights, masters, two moments), and what storage is assumed to take a second.
-CHECKPOINT_BYTES, CHECKPOINT_BYTES_PER_S = 14, 1e9
+# Bytes a parameter in a checkpoint: the float32 weight and Adam's two moments.
+CHECKPOINT_BYTES = 12
 
 
 def plan(
@@ -49,7 +49,13 @@ def plan(
     save_seconds: float | None = typer.Option(
         None,
         min=0,
-        help="How long training stands still for a checkpoint; by default the time to write it at 1 GB/s.",
+        help="How long training stands still for a checkpoint; by default the time to copy its part to the host.",
+    ),
+    copy_rate: float = typer.Option(
+        10, min=0.001, help="Assumed GB/s at which a device's memory is copied to its host's."
+    ),
+    write_rate: float = typer.Option(
+        1, min=0.001, help="Assumed GB/s at which the storage takes a checkpoint of all ranks."
     ),
     restart_seconds: float = typer.Option(300, min=0, help="From a failure until steps run again."),
     json_: bool = typer.Option(False, "--json", help="One JSON object instead of lines."),
@@ -75,10 +81,11 @@ def plan(
     if simulate:
         from cellfoundry_training.plan.failures import GPU_HOURS_BETWEEN_FAILURES, Faults, best_interval
 
-        written = CHECKPOINT_BYTES * planned.parameters / CHECKPOINT_BYTES_PER_S
+        gigabytes = CHECKPOINT_BYTES * planned.parameters / 1e9
         faults = Faults(
             between=3600 * (GPU_HOURS_BETWEEN_FAILURES if mtbf_hours is None else mtbf_hours) / gpus,
-            save=written if save_seconds is None else save_seconds,
+            save=gigabytes / gpus / copy_rate if save_seconds is None else save_seconds,
+            write=gigabytes / write_rate,
             restart=restart_seconds,
         )
         best, played = best_interval(planned.seconds, planned.step_seconds, faults)

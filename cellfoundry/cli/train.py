@@ -1,4 +1,4 @@
-"""``cellfoundry train``: pretraining with Ray Train and DeepSpeed."""
+"""``cellfoundry train``: pretraining with Ray Train and DeepSpeed, and fine-tuning."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import typer
 
 from cellfoundry.cli import training_text
 from cellfoundry.cli.console import ProgressDisplay
+from cellfoundry.cli.finetune import finetune
 from cellfoundry.cli.plan import plan
 
 REPORT = "report.html"
 
-app = typer.Typer(help="Train models on a shard store.", no_args_is_help=True)
+app = typer.Typer(help="Pretrain on a shard store; fine-tune on labelled cells.", no_args_is_help=True)
 
 app.command()(plan)
+app.command()(finetune)
 
 
 @app.callback()
 def train() -> None:
-    """Train models on a shard store."""
+    """Pretrain on a shard store; fine-tune on labelled cells."""
 
 
 @app.command()
@@ -37,18 +39,23 @@ def pretrain(
 ) -> None:
     """Pretrain with the read-depth-aware masked objective; the model directory is RUN/model."""
     from cellfoundry_training.config import load_config
+    from cellfoundry_training.errors import RunStopped
     from cellfoundry_training.pretrain import pretrain as run_pretrain
 
     settings = load_config(config, set_)
-    with ProgressDisplay() as progress:
-        result = run_pretrain(
-            settings,
-            store,
-            run,
-            resume=resume,
-            progress=progress,
-            watch=lambda record: training_text.show(record, progress),
-        )
+    try:
+        with ProgressDisplay() as progress:
+            result = run_pretrain(
+                settings,
+                store,
+                run,
+                resume=resume,
+                progress=progress,
+                watch=lambda record: training_text.show(record, progress),
+            )
+    except RunStopped as stopped:
+        typer.echo(str(stopped), err=True)
+        raise
     typer.echo(training_text.result_text(result))
 
 

@@ -15,6 +15,8 @@ def show(record: dict[str, Any], display: ProgressDisplay) -> None:
     """Put a record on the display: a step beside the progress, anything else as a line that stays."""
     if "heldout_loss" in record:
         display.line(evaluation_text(record))
+    elif "warning" in record:
+        display.line(f"warning: step {record['step']:,}: {record['warning']}")
     elif "loss" in record:
         display.note(step_text(record))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,10 +14,12 @@ from anndata import AnnData
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.source_cells import SourceCells
+from cellfoundry_data.store_cells import StoreCells, open_cells
 from cellfoundry_data.vocabulary import Vocabulary
+from cellfoundry_model.token_batch import TokenizedCells
+from cellfoundry_model.tokens import tokenize
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
-from cellfoundry_serving.store_cells import StoreCells, is_store
 from cellfoundry_serving.token_batches import consecutive, token_counts
 
 Source: TypeAlias = str | Path | AnnData
@@ -75,6 +77,15 @@ def encode_source(
     return result
 
 
+def tokenize_source(
+    src: Source, vocab_genes: Sequence[str], *, target: str = "t4", layer: str | None = None
+) -> TokenizedCells:
+    """All cells of raw counts as tokens in memory, in the source's order; arguments as of ``encode_source``."""
+    cells = open_cells(src, Vocabulary(tuple(vocab_genes)), layer=layer)
+    blocks = cells.blocks(READ_CELLS)
+    return TokenizedCells([tokenize(batch, n_genes=len(vocab_genes), target=target) for batch, _ in blocks])
+
+
 class EncodedBlocks:
     """Iterates (first row, results) over a source in bounded memory.
 
@@ -97,8 +108,15 @@ class EncodedBlocks:
         self.conventions = dict(conventions)
         self._progress = progress
         self._row_shape = engine.shape(conventions["output"], conventions["pool"])
+        check_decoder_fits(engine, conventions["output"])
         warn_about_part(engine, conventions["output"])
-        self._cells = open_cells(src, Vocabulary(engine.vocab_genes), conventions["pre_normalized"], layer)
+        self._cells = open_cells(
+            src,
+            Vocabulary(engine.vocab_genes),
+            values="counts" if conventions["pre_normalized"] == "F" else "normalized",
+            total_column=conventions["pre_normalized"] == "A",
+            layer=layer,
+        )
         if (conventions["input_type"], conventions["pre_normalized"]) == ("bulk", "F"):
             self.conventions["bulk_median"] = median_total(self._cells)
         self.shape = (self._cells.n_cells, *self._row_shape)
@@ -136,25 +154,6 @@ class EncodedBlocks:
         return block
 
 
-def open_cells(
-    src: Source, vocab: Vocabulary, pre_normalized: str, layer: str | None
-) -> SourceCells | StoreCells:
-    """The source as aligned blocks; ServingError where options do not fit a store."""
-    if isinstance(src, AnnData) or not is_store(src):
-        return SourceCells(
-            src,
-            vocab,
-            values="counts" if pre_normalized == "F" else "normalized",
-            total_column=pre_normalized == "A",
-            layer=layer,
-        )
-    if pre_normalized == "A" or layer is not None:
-        raise ServingError(
-            f"{src} is a store, which has no layers and no column of totals; leave out --layer and --pre-normalized A."
-        )
-    return StoreCells(src, vocab, normalized=pre_normalized == "T")
-
-
 def median_total(cells: SourceCells | StoreCells) -> float:
     """Median total over the vocabulary's genes, of the rows that have counts; ServingError where none has."""
     totals = np.concatenate([batch.totals() for batch, _ in cells.blocks(READ_CELLS)])
@@ -162,6 +161,20 @@ def median_total(cells: SourceCells | StoreCells) -> float:
     if len(totals) == 0:
         raise ServingError("No row has counts in the model's genes, so none can be scaled; check the matrix.")
     return float(np.median(totals))
+
+
+def check_decoder_fits(engine: Engine, output: str) -> None:
+    """Raises ServingError for the decoder's outputs where a fine-tuning run changed the encoder before it."""
+    if output == "cell":
+        return
+    record = engine.info.get("finetuned")
+    while record:
+        if record["config"]["tune"] != "head":
+            raise ServingError(
+                f"The model's encoder was fine-tuned (tune {record['config']['tune']}) and its decoder no longer fits "
+                f"it, so there is no {output} output; take that from the model before fine-tuning."
+            )
+        record = record.get("before")
 
 
 def warn_about_part(engine: Engine, output: str) -> None:

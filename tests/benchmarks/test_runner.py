@@ -47,6 +47,7 @@ def test_every_suite_has_a_name_and_one_line() -> None:
         "kernels",
         "train",
         "learns",
+        "context",
         "embed",
         "serve",
     ]

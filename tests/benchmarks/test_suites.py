@@ -16,7 +16,7 @@ from cellfoundry_bench.kernels import attention, model, ops, timing
 from cellfoundry_bench.kernels.dense_masking import dense_mask
 from cellfoundry_bench.ragged import GENES_PER_CELL, real_lengths, synthetic_counts
 from cellfoundry_bench.real_cells import real_cells
-from cellfoundry_bench.suites import embed, serve, train
+from cellfoundry_bench.suites import embed, serve
 from cellfoundry_kernels import mask_cells
 from cellfoundry_model.presets import PRESETS
 from cellfoundry_serving.endpoint.server import running
@@ -131,14 +131,6 @@ def test_time_on_a_cpu_rotates_through_one_set_of_inputs() -> None:
     assert calls == [0] * 6
     assert len(timed.ours) == 2
     assert timing.Roofline(2.0, 4.0).seconds(8.0, 4.0) == 4.0
-
-
-def test_training_step_parts_and_rates() -> None:
-    batch = train.load_batch(cells=1, device="cpu")
-    rows = {row.what: row for row in train.step_rows(batch, steps=1, device="cpu")}
-    assert "real cells" in rows["training step, cells"].note
-    parts = sum(row.value or 0 for name, row in rows.items() if name.startswith("step: "))
-    assert rows["training step, cells"].value == pytest.approx(1000 / parts)
 
 
 def test_embedding_agrees_with_the_loop_it_is_timed_against() -> None:

@@ -80,6 +80,8 @@ def test_help_loads_neither_torch_nor_ray() -> None:
         ("data", "report"),
         ("data", "export"),
         ("train", "pretrain"),
+        ("train", "finetune"),
+        ("predict",),
         ("model", "import"),
         ("model", "info"),
         ("model", "export"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import islice
+from itertools import chain, cycle, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,48 @@ def test_a_resumed_run_goes_through_the_ends_of_epochs(store: Store, mode: str) 
     ]
     alone[state["epoch"]] = alone[state["epoch"]][state["batches"] :]
     assert rest == alone[state["epoch"] :]
+
+
+@pytest.mark.parametrize("mode", ["cells", "tokens", "weighted"])
+def test_steps_of_many_batches_are_the_same_on_any_number_of_ranks(store: Store, mode: str) -> None:
+    """Begun on 3 ranks, which do not divide the step, and gone on with from any of its steps on 1, 2, 4 and 5."""
+    options, step = MODES[mode][1], 5
+
+    def ranks(world_size: int) -> list[ShardDataset]:
+        return [
+            ShardDataset(
+                store, rank=rank, world_size=world_size, whole_steps_of=step, window_chunks=9, **options
+            )
+            for rank in range(world_size)
+        ]
+
+    def take(datasets: list[ShardDataset], steps: int) -> list[list[list[int]]]:
+        """Rows of the batches of some steps, over the ends of epochs, in their order."""
+        own = [chain.from_iterable(repeat(dataset)) for dataset in datasets]
+        turns = list(islice(cycle(range(len(own))), step))
+        return [[next(own[rank]).row_ids.tolist() for rank in turns] for _ in range(steps)]
+
+    alone = take(ranks(1), 20)
+    epoch = [
+        row for batches in alone[: len(whole_run(store, 1, options)[0]) // step] for row in chain(*batches)
+    ]
+    if mode != "weighted":
+        assert len(epoch) == len(set(epoch))
+    for done in range(1, 12, 3):
+        begun = ranks(3)
+        assert take(begun, done) == alone[:done]
+        states = [dataset.state_dict() for dataset in begun]
+        assert all(state["batches"] == states[0]["batches"] for state in states)
+        for world_size in (1, 2, 4, 5):
+            resumed = ranks(world_size)
+            for dataset in resumed:
+                dataset.load_state_dict(json.loads(json.dumps(states[0])))
+            assert take(resumed, 3) == alone[done : done + 3]
+
+
+def test_a_step_with_fewer_batches_than_ranks_is_refused(store: Store) -> None:
+    with pytest.raises(DataError, match="whole_steps_of 2 must be at least world_size 3"):
+        ShardDataset(store, batch_cells=4, world_size=3, whole_steps_of=2)
 
 
 @pytest.mark.parametrize("mode", MODES)

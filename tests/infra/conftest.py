@@ -1,4 +1,4 @@
-"""What the manifests' tests share: a parse by the real command line, and a stand-in that says how it was called."""
+"""What the tests of infra/ share: a parse by the real command line, and stand-ins that say how they were called."""
 
 from __future__ import annotations
 
@@ -21,33 +21,29 @@ def parse() -> Parse:
     from typer.main import get_command
 
     from cellfoundry.cli.main import app
+    from cellfoundry.cluster.command import parse_command
 
     def parse(arguments: Sequence[str]) -> dict[str, Any]:
-        command: Any = get_command(app)
-        name, context, rest = "cellfoundry", None, list(arguments)
-        while True:
-            context = command.make_context(name, list(rest), parent=context)
-            if not hasattr(command, "resolve_command"):
-                parameters: dict[str, Any] = context.params
-                return parameters
-            name, command, rest = command.resolve_command(context, rest)
+        parameters: dict[str, Any] = parse_command(get_command(app), arguments).context.params
+        return parameters
 
     return parse
 
 
 @pytest.fixture
 def echoing_path(tmp_path: Path) -> dict[str, str]:
-    """An environment in which ``cellfoundry`` prints its arguments, one a line, and ``srun`` runs the rest of its own.
+    """An environment in which ``cellfoundry`` prints its arguments, one a line.
 
     For scripts whose only work is to put a command line together.
     """
-    scripts = {
-        "cellfoundry": 'printf "%s\\n" "$@"',
-        "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"',
-    }
+    return stand_ins(tmp_path, cellfoundry='printf "%s\\n" "$@"')
+
+
+def stand_ins(folder: Path, **scripts: str) -> dict[str, str]:
+    """An environment whose PATH begins with programs of these names that do what these lines of bash say."""
     for name, body in scripts.items():
-        script = tmp_path / "bin" / name
+        script = folder / "bin" / name
         script.parent.mkdir(exist_ok=True)
         script.write_text(f"#!/bin/bash\n{body}\n")
         script.chmod(0o755)
-    return {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    return {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}

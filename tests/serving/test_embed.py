@@ -264,9 +264,9 @@ def test_a_store_is_a_source(source: Path, model_dir: Path, tmp_path: Path, engi
         after.obsm["X_cellfoundry"], engine.encode(opened.read_cells(np.arange(7))), atol=1e-4, rtol=0
     )
     assert set(after.obs_names) <= {f"barcode{row}" for row in range(9)}
-    with pytest.raises(ServingError, match="store of raw counts"):
+    with pytest.raises(DataError, match="store of raw counts"):
         encode_source(store, engine, pre_normalized="T")
-    with pytest.raises(ServingError, match="no column of totals"):
+    with pytest.raises(DataError, match="no column of totals"):
         encode_source(store, engine, pre_normalized="A")
 
 
@@ -286,7 +286,7 @@ def test_a_store_of_normalised_values_is_embedded_as_such(
         finish_store(folder, vocab, [shard], seed=0, qc={}, sources=[], values="float32")
     embedded = encode_source(store, engine, pre_normalized="T")
     np.testing.assert_allclose(embedded, engine.encode(scaled, pre_normalized="T"), atol=1e-4, rtol=0)
-    with pytest.raises(ServingError, match="store of normalised values"):
+    with pytest.raises(DataError, match="store of normalised values"):
         encode_source(store, engine)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +123,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = Vocabulary(tuple(f"GENE{index}" for index in range(STORE_GENES)))
     path = tmp_path_factory.mktemp("pretrain") / "store"
     kinds = [("even", "odd")[row % 2] if row % 10 else None for row in range(STORE_CELLS)]
-    obs = pa.table({"source_row": rows, "kind": kinds})
+    obs = pa.table({"source_row": rows, "cell_name": [f"cell{row}" for row in rows], "kind": kinds})
     with replacing_store(path) as folder:
         start_store(folder, vocabulary)
         shard = write_shard(folder, "00000", cells, cell_keys(0, rows), obs)
@@ -158,3 +160,19 @@ def from_dense(matrix: np.ndarray) -> CellBatch:
     indptr = np.concatenate([[0], np.cumsum((matrix != 0).sum(1))]).astype(np.int64)
     counts = matrix[cell, gene].astype(np.float32)
     return CellBatch(indptr, gene.astype(np.int32), counts, np.arange(len(matrix), dtype=np.int64))
+
+
+@pytest.fixture
+def files_no_larger_than() -> Callable[[int], AbstractContextManager[None]]:
+    """While its context lasts, writing past so many bytes of a file fails for this process, as on a full disk."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        former = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+    return limited

@@ -33,7 +33,7 @@ def by_tokens(budget: int, *overrides: str) -> PretrainConfig:
 
 
 def test_ranks_get_equally_many_tokens_at_every_step(opened: Store) -> None:
-    config = by_tokens(200)
+    config = by_tokens(200, f"workers={RANKS}")
     of_ranks = [list(train_cells(opened, config, rank, RANKS)) for rank in range(RANKS)]
     tokens = np.array([[batch.nnz + 2 * len(batch) for batch in batches] for batches in of_ranks])
     assert tokens.shape[1] >= 10

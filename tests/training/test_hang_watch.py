@@ -49,6 +49,7 @@ def test_a_stopped_process_ends_the_run_with_its_rank(ray_local: None, store: Pa
             *("workers=2", "device=cpu", "batch_cells=2", "validation_share=0.2", "max_seconds=600"),
             *(
                 f"collective_timeout_s={LIMIT_S}",
+                "max_restarts=0",
                 f"eval_every_steps={NEVER}",
                 f"checkpoint_every_steps={NEVER}",
             ),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,33 @@ def test_a_sink_that_fails_is_given_up_and_the_run_goes_on(
     log.close(finished=True)
     assert sink.taken == [1]
     assert [line["step"] for line in history.read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_full_disk_delays_lines_and_leaves_no_half_of_one(
+    tmp_path: Path, files_no_larger_than: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    log = RunLog(metrics, config(), 0)
+    log.write(step(1, 1.0))
+    before = metrics.read_bytes()
+    with files_no_larger_than(len(before) + 5):
+        log.write(step(2, 1.0))
+        assert metrics.read_bytes() == before
+    log.write(step(3, 1.0))
+    assert [line["step"] for line in history.read(metrics)] == [1, 2, 3]
+
+
+def test_half_a_line_of_a_crash_hides_no_other_one(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    history.append(metrics, [step(1, 1.0)])
+    with metrics.open("ab") as file:
+        file.write(b'{"step": 2, "lo')
+    history.append(metrics, [step(3, 1.0)])
+    history.append(metrics, [step(4, 1.0)])
+    assert [line["step"] for line in history.read(metrics)] == [1, 4]
+    assert history.newest(metrics) == history.Newest(step(4, 1.0), None, [])
+    RunLog(metrics, config(), 4)
+    assert [line["step"] for line in history.read(metrics)] == [1, 4]
 
 
 def test_a_logger_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from cellfoundry_model.architecture import CellModel
-from cellfoundry_model.checkpoint import load_model, save_model, vocabulary_hash
+from cellfoundry_model.checkpoint import OWN_FILES, clear_leftovers, load_model, save_model, vocabulary_hash
 from cellfoundry_model.config import ModelConfig
 from cellfoundry_model.errors import ModelError
 from cellfoundry_model.presets import PRESETS
@@ -85,6 +85,25 @@ def test_anything_else_in_the_way_is_left_alone(
     assert [path.name for path in tmp_path.iterdir()] == ["work"]
 
 
+def test_a_users_file_beside_a_model_is_not_lost(
+    saved: Path, model: CellModel, model_genes: list[str]
+) -> None:
+    (saved / "report.html").write_text("of an earlier fine-tuning run, which may go")
+    (saved / "thesis.txt").write_text("years")
+    with pytest.raises(ModelError, match=r"holds what is not the model's \(thesis.txt\)"):
+        save_model(model, model_genes, saved, {"note": "second"})
+    assert (saved / "thesis.txt").read_text() == "years"
+    assert load_model(saved).info["note"] == "first"
+
+
+def test_all_that_the_layers_write_is_known_as_a_models_own() -> None:
+    from cellfoundry_serving.export import layout
+    from cellfoundry_training.finetune import run
+
+    names = {name for key, name in vars(layout).items() if key.endswith("_FILE")}
+    assert names | {run.RECORD_FILE, run.REPORT_FILE} <= OWN_FILES
+
+
 def test_a_save_that_fails_leaves_the_old_model_and_nothing_else(
     saved: Path, model: CellModel, model_genes: list[str]
 ) -> None:
@@ -92,6 +111,19 @@ def test_a_save_that_fails_leaves_the_old_model_and_nothing_else(
         save_model(model, model_genes, saved, {"note": object()})
     assert load_model(saved).info["note"] == "first"
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_what_a_killed_save_left_is_cleared_and_a_model_moved_aside_comes_back(saved: Path) -> None:
+    before = load_model(saved).info
+    half, aside = (saved.with_name(f".{saved.name}.{each}") for each in ("abcd", "old.abcd"))
+    half.mkdir()
+    clear_leftovers(saved)
+    assert not half.exists()
+    half.mkdir()
+    saved.rename(aside)
+    clear_leftovers(saved)
+    assert load_model(saved).info == before
+    assert [path.name for path in saved.parent.glob(f".{saved.name}.*")] == []
 
 
 def test_a_vocabulary_of_another_length_is_refused(model: CellModel, tmp_path: Path) -> None:

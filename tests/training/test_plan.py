@@ -7,13 +7,17 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cellfoundry.cli.main import app
+from cellfoundry_model.flops import training_flops
+from cellfoundry_training.batches import CellTensors
 from cellfoundry_training.config import load_config
 from cellfoundry_training.errors import TrainingError
+from cellfoundry_training.objective import Masking
 from cellfoundry_training.plan.accelerators import ACCELERATORS, accelerator
 from cellfoundry_training.plan.estimate import Plan, plan_run
 from cellfoundry_training.plan.failures import Faults, best_interval, expected_seconds, play, young_interval
@@ -33,7 +37,44 @@ def test_work_of_a_cell_follows_the_masking_rates() -> None:
     zeros = 19_264 - 1000
     assert work.tokens == pytest.approx(1000 * (1 - 0.3 * 0.8) + zeros * 0.03 * 0.1 + 2, abs=1)
     assert work.asked == pytest.approx(300 + 0.03 * zeros)
-    assert work.hidden == pytest.approx(0.8 * work.asked)
+    assert work.entered == pytest.approx(work.tokens + 0.8 * work.asked)
+    assert work.rows == 19_266
+
+
+def test_a_sampled_decoder_takes_less_of_everything() -> None:
+    full = load_config("100m", ["batch_tokens=null", "batch_cells=8"])
+    sampled = full.model_copy(update={"decoder_context": "sampled", "context_rate": 0.05})
+    work = average_workload(sampled, [1000], 19_264)
+    # Tokens, mask tokens, the tenth of the chosen zeros that keep their value, and a twentieth of the rest.
+    anyway = work.tokens + 0.8 * work.asked + 0.1 * 0.03 * (19_264 - 1000)
+    assert work.rows == work.entered == pytest.approx(anyway + 0.05 * (19_266 - anyway))
+    assert average_workload(full, [1000], 19_264).flops > 3 * work.flops
+    everything = full.model_copy(update={"decoder_context": "sampled", "context_rate": 1.0})
+    assert average_workload(everything, [1000], 19_264).flops == pytest.approx(
+        average_workload(full, [1000], 19_264).flops, rel=0.02
+    )
+    plans = [
+        plan_run(config, [1300], 19_264, cells=1e6, gpus=8, chip=accelerator("h100"), mfu=0.4)
+        for config in (full, sampled)
+    ]
+    assert plans[0].memory.activations > 3.5 * plans[1].memory.activations
+    assert plans[0].largest_micro_batch * 3 < plans[1].largest_micro_batch
+
+
+@pytest.mark.parametrize("context", ["full", "sampled"])
+def test_the_planned_work_is_that_of_real_masks(context: str) -> None:
+    """Of 32 random cells that are not thinned: 1,000 of 19,264 genes each."""
+    config = load_config("100m", [f"decoder_context={context}", "read_depth_aware=false"])
+    rng = np.random.default_rng(0)
+    gene_ids = np.concatenate([np.sort(rng.permutation(19_264)[:1000]) for _ in range(32)]).astype(np.int32)
+    cells = CellTensors(
+        torch.arange(33) * 1000, torch.from_numpy(gene_ids), torch.ones(32_000), torch.arange(32)
+    )
+    masking = Masking.of(config, 19_264)
+    masked = masking.mask(cells, 1)
+    flops = training_flops(config.architecture(19_264), masked, masking.sample(masked, cells.cell_ids, 1))
+    planned = average_workload(config, [1000] * 32, 19_264).flops
+    assert flops / 32 == pytest.approx(planned, rel=0.01)
 
 
 def test_lengths_without_a_store_have_the_mean_and_spread_asked_for() -> None:
@@ -97,6 +138,11 @@ def test_the_chosen_interval_is_near_young_s_where_failures_are_rare() -> None:
     assert best.mean == min(one.mean for one in played)
 
 
+def test_no_interval_is_shorter_than_a_checkpoint_takes_to_be_written() -> None:
+    best, played = best_interval(2e6, 7.0, Faults(between=40_000, save=0.01, restart=300, write=100))
+    assert best.interval == min(one.interval for one in played) == 105
+
+
 def test_a_cluster_that_never_gets_through_a_step_is_refused() -> None:
     with pytest.raises(TrainingError, match="leaves no time for a step"):
         best_interval(1e5, 10.0, Faults(between=20, save=60, restart=300))
@@ -123,6 +169,9 @@ def test_the_command_s_json_has_the_simulation() -> None:
     assert result["plan"]["cells"] == pytest.approx(50e6, rel=0.01)
     assert result["mfu"] == 0.5
     assert result["simulation"]["best"] in result["simulation"]["played"]
+    size = 12 * result["plan"]["parameters"]
+    assert result["simulation"]["faults"]["save"] == pytest.approx(size / 64 / 10e9)
+    assert result["simulation"]["faults"]["write"] == pytest.approx(size / 1e9)
 
 
 @pytest.mark.parametrize(

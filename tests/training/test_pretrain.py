@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -26,11 +25,12 @@ from cellfoundry_data.store.replace import replacing_store
 from cellfoundry_data.store.writer import finish_store, start_store, write_shard
 from cellfoundry_data.vocabulary import Vocabulary
 from cellfoundry_model.checkpoint import load_model
-from cellfoundry_training import history
+from cellfoundry_training import checkpoint_files, history
 from cellfoundry_training.config import PretrainConfig, load_config
 from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.files import RunFiles
-from cellfoundry_training.pretrain import PretrainResult, as_sentence, pretrain
+from cellfoundry_training.launch import as_sentence
+from cellfoundry_training.pretrain import PretrainResult, pretrain
 
 GENES, STEPS = 50, 8
 PHASES = {
@@ -153,15 +153,11 @@ def test_resume_repeats_the_undisturbed_run_bit_for_bit(
 
 
 def keep_first_checkpoint(run: Path) -> None:
-    """Make Ray Train forget all checkpoints of the run but the first, step 3's."""
-    snapshot = RunFiles(run).checkpoints / "checkpoint_manager_snapshot.json"
-    state = json.loads(snapshot.read_text())
-    first = state["checkpoint_results"][0]
-    assert first["metrics"] == {"step": 3}
-    state["checkpoint_results"] = [first]
-    state["checkpoint_report_indices"] = state["checkpoint_report_indices"][:1]
-    state["latest_checkpoint_result"] = first
-    snapshot.write_text(json.dumps(state))
+    """As if the run had been killed between its first checkpoint, step 3's, and the next one."""
+    first, *later = reversed(checkpoint_files.listed(RunFiles(run).checkpoints))
+    assert checkpoint_files.step_of(first) == 3
+    for folder in later:
+        shutil.rmtree(folder)
 
 
 def test_a_diverging_run_stops_with_one_sentence(ray_local: None, store: Path, tmp_path: Path) -> None:
@@ -217,7 +213,12 @@ def test_an_existing_run_is_not_overwritten(undisturbed: PretrainResult, store: 
 
 @pytest.mark.parametrize(
     ("override", "words"),
-    [("workers=3", "started with 2 workers"), ("learning_rate=0.5", "started with learning_rate")],
+    [
+        ("workers=3", "their product stays 4"),
+        ("gradient_accumulation=1", "their product stays 4"),
+        ("learning_rate=0.5", "started with learning_rate"),
+        ("eval_cells=5", "started with eval_cells"),
+    ],
 )
 def test_resume_with_other_values_is_refused(
     undisturbed: PretrainResult, store: Path, override: str, words: str

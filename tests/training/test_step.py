@@ -27,9 +27,13 @@ SMALL = ["model.encoder_width=16", "model.encoder_heads=2", "model.encoder_depth
 RandomCells = Callable[..., CellBatch]
 
 
-def loss_and_gradients(model: CellModel, cells: CellBatch) -> tuple[Tensor, list[Tensor], int]:
+def loss_and_gradients(
+    model: CellModel, cells: CellBatch, rate: float | None = None
+) -> tuple[Tensor, list[Tensor], int]:
     """Loss, the gradients, and the bytes of distinct memory that the forward pass keeps for the backward pass."""
-    masked = Masking(GENES, 102.0).mask(CellTensors.of(cells, CPU), step=1)
+    masking, tensors = Masking(GENES, 102.0, context_rate=rate), CellTensors.of(cells, CPU)
+    masked = masking.mask(tensors, step=1)
+    context = masking.sample(masked, tensors.cell_ids, step=1)
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -38,7 +42,7 @@ def loss_and_gradients(model: CellModel, cells: CellBatch) -> tuple[Tensor, list
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = masked_mse(model(masked), masked.target_X)
+        loss = masked_mse(model(masked, context), masked.target_X)
     gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
     return loss.detach(), [each for each in gradients if each is not None], sum(kept.values())
 
@@ -49,10 +53,11 @@ def small_model(*overrides: str) -> CellModel:
     return engine.prepare_model(CellModel(config.architecture(GENES)), config, CPU)
 
 
-def test_activation_checkpointing_changes_memory_alone(random_cells: RandomCells) -> None:
+@pytest.mark.parametrize("rate", [None, 0.5], ids=["full", "sampled"])
+def test_activation_checkpointing_changes_memory_alone(random_cells: RandomCells, rate: float | None) -> None:
     cells = random_cells(60)
-    loss, gradients, kept = loss_and_gradients(small_model(), cells)
-    again, same, kept_less = loss_and_gradients(small_model("activation_checkpointing=true"), cells)
+    loss, gradients, kept = loss_and_gradients(small_model(), cells, rate)
+    again, same, kept_less = loss_and_gradients(small_model("activation_checkpointing=true"), cells, rate)
     assert torch.equal(again, loss)
     assert len(same) == len(gradients) > 20
     assert all(map(torch.equal, same, gradients))
@@ -69,11 +74,12 @@ def test_compiled_layers_compute_the_same(random_cells: RandomCells, monkeypatch
     shallow = ["model.encoder_depth=1", "model.decoder_depth=1"]
     model, compiled = small_model(*shallow), small_model(*shallow, "compile=true")
     assert model.state_dict().keys() == compiled.state_dict().keys()
-    loss, gradients, _ = loss_and_gradients(model, random_cells(3))
-    again, same, _ = loss_and_gradients(compiled, random_cells(3))
-    torch.testing.assert_close(again, loss, rtol=1e-5, atol=0)
-    for one, other in zip(gradients, same, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
+    for rate in (None, 0.5):
+        loss, gradients, _ = loss_and_gradients(model, random_cells(3), rate)
+        again, same, _ = loss_and_gradients(compiled, random_cells(3), rate)
+        torch.testing.assert_close(again, loss, rtol=1e-5, atol=0)
+        for one, other in zip(gradients, same, strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
 
 

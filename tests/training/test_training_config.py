@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+from cellfoundry_training.between_steps import SaveClock
 from cellfoundry_training.config import CONFIG_DIR, PretrainConfig, load_config
 from cellfoundry_training.engine import deepspeed_settings
 from cellfoundry_training.errors import TrainingError
@@ -57,6 +60,17 @@ def test_written_config_reads_back_equal(tmp_path: Path) -> None:
     assert again.hash() == config.hash() != load_config("tiny").hash()
 
 
+def test_a_full_disk_does_not_cost_the_configuration(
+    tmp_path: Path, files_no_larger_than: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    before, later = load_config("tiny"), load_config("tiny", ["max_steps=9"])
+    before.write(tmp_path / "config.yaml")
+    with files_no_larger_than(100), pytest.raises(OSError, match="File too large"):
+        later.write(tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
 def test_overrides_reach_the_run_and_the_model() -> None:
     config = load_config(
         "tiny", ["learning_rate=2e-4", "max_seconds=null", "max_steps=7", "model.decoder_depth=3"]
@@ -77,8 +91,13 @@ def test_overrides_reach_the_run_and_the_model() -> None:
         ("zero_stage=4", ["zero_stage", "4"]),
         ("precision=fp8", ["precision", "fp8"]),
         ("value_mask_prob=1.5", ["value_mask_prob", "1.5"]),
+        ("decoder_context=half", ["decoder_context", "'full' or 'sampled'", "'half'"]),
+        ("context_rate=0", ["context_rate", "greater than 0"]),
+        ("context_rate=1.1", ["context_rate", "1.1"]),
         ("replace_prob=0.95", ["replace_prob + random_prob"]),
         ("max_seconds=null", ["max_steps", "max_seconds"]),
+        ("checkpoint_every_steps=null", ["checkpoint_every_steps or checkpoint_every_minutes"]),
+        ("min_workers=2", ["min_workers is 2, more than workers, 1"]),
         ("model=huge", ["huge", "tiny"]),
         ("model.encoder_heads=7", ["model", "encoder_heads"]),
         ("batch_cells=[", ["batch_cells", "YAML"]),
@@ -91,6 +110,10 @@ def test_overrides_reach_the_run_and_the_model() -> None:
         ("deepspeed={bf16: {enabled: true}}", ["bf16.enabled is True"]),
         ("deepspeed={fp16: {enabled: true}}", ["fp16.enabled is True"]),
         ("deepspeed={train_batch_size: 7}", ["train_batch_size is 7", "makes it 1"]),
+        (
+            "deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}",
+            ["zero_optimization.offload_optimizer is not supported"],
+        ),
         ("deepspeed={optimizer: {type: Adam}}", ["optimizer", "learning_rate"]),
     ],
 )
@@ -137,6 +160,25 @@ def test_budget_ends_with_steps_or_seconds_whichever_comes_first() -> None:
     config = load_config("tiny", ["max_steps=10", "max_seconds=100"])
     assert budget_share(config, steps=5, seconds=20.0) == 0.5
     assert budget_share(config, steps=5, seconds=100.0) == 1.0
+
+
+@pytest.mark.parametrize(("ranks", "rounds"), [(4, 3), (3, 4), (2, 6), (5, 3)])
+def test_fewer_ranks_take_more_rounds_for_the_same_step(ranks: int, rounds: int) -> None:
+    config = load_config("tiny", ["workers=4", "gradient_accumulation=3", "min_workers=2"])
+    fewer = config.on_ranks(ranks)
+    assert config.step_batches == 12
+    assert (fewer.workers, fewer.gradient_accumulation) == (ranks, rounds)
+    assert deepspeed_settings(fewer)["train_batch_size"] == ranks * rounds
+
+
+def test_saves_are_due_by_steps_or_minutes() -> None:
+    by_steps = SaveClock(load_config("tiny", ["checkpoint_every_steps=5"]), step=0)
+    assert [step for step in range(1, 12) if by_steps.due_at(step)] == [5, 10]
+    assert not by_steps.minutes_passed()
+    at_once = load_config("tiny", ["checkpoint_every_steps=null", "checkpoint_every_minutes=1e-12"])
+    by_minutes = SaveClock(at_once, step=0)
+    assert by_minutes.minutes_passed()
+    assert not by_minutes.due_at(5)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

@@ -24,14 +24,21 @@ def worlds(store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     return {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_the_loss_does_not_know_the_number_of_ranks(worlds: dict[str, Any], ranks: int) -> None:
-    alone = worlds["losses_1"]
+@pytest.mark.parametrize(("work", "ranks"), [("losses", 2), ("losses", 4), ("sampled_losses", 2)])
+def test_the_loss_does_not_know_the_number_of_ranks(worlds: dict[str, Any], work: str, ranks: int) -> None:
+    alone = worlds[f"{work}_1"]
     assert len(set(alone["losses"])) == 5
-    shared = worlds[f"losses_{ranks}"]
+    shared = worlds[f"{work}_{ranks}"]
     assert shared["losses"] == pytest.approx(alone["losses"], rel=1e-5)
     for name in ("cells", "tokens", "flops"):
         assert shared["last"][name] == alone["last"][name] > 0
+
+
+def test_a_sampled_decoder_trains_on_other_estimates_with_less_work(worlds: dict[str, Any]) -> None:
+    full, sampled = worlds["losses_1"], worlds["sampled_losses_1"]
+    assert sampled["losses"] != full["losses"]
+    assert sampled["losses"] == pytest.approx(full["losses"], rel=0.05)
+    assert sampled["last"]["flops"] < full["last"]["flops"]
 
 
 def test_phases_of_a_step_are_timed(worlds: dict[str, Any]) -> None:

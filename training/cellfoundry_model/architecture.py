@@ -2,10 +2,11 @@
 
 The encoder sees expressed genes only. The decoder sees all positions, but a gene that is neither expressed
 nor masked enters it as the same vector in every cell: that table is computed once a call, and only encoder
-tokens and masked positions are written over it. So nothing of size cells x positions x encoder width exists.
+tokens and masked positions are written over it. So nothing of size cells x positions x encoder width exists. In
+training the decoder may see a sample of those zeros alone (``decoder_context``).
 
 Legend: N encoder tokens over all cells, C cells, D encoder width, W decoder width,
-P positions (G genes, T, S), X chosen (masked) positions over all cells.
+P positions (G genes, T, S), X chosen (masked) positions over all cells, R rows of the decoder over all cells.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from cellfoundry_kernels import MaskedCells, pool_cells, scatter_into_zero_table
+from cellfoundry_model.cell_rows import CellRows, cell_of_token
 from cellfoundry_model.config import ModelConfig
-from cellfoundry_model.decoder import Decoder
+from cellfoundry_model.decoder import Asked, Decoder
+from cellfoundry_model.decoder_context import DecoderContext
 from cellfoundry_model.encoder import Encoder
 from cellfoundry_model.value_embedding import EMBEDDING_STD, ValueEmbedding
 
@@ -80,7 +83,8 @@ class CellModel(nn.Module):
         x_CPW = self._decoder_input(
             encoder_ND, position_N, cu_seqlens, mask_cell_index, mask_position, mask_value
         )
-        return self.norm(self.decoder(x_CPW))
+        rows = CellRows((x_CPW.shape[0], x_CPW.shape[1]))
+        return rows.spread(self.norm(self.decoder(x_CPW.flatten(0, 1), rows)))
 
     def gene_embedding(
         self, value_N: Tensor, position_N: Tensor, cu_seqlens: Tensor, max_seqlen: int
@@ -93,24 +97,57 @@ class CellModel(nn.Module):
         """Predicted expression (log1p of counts per 10,000) of every gene from ``decode``'s rows, (C, G)."""
         return self.to_expression(decoded_CPW[:, : self.config.n_genes]).squeeze(2)
 
-    def forward(self, masked: MaskedCells) -> Tensor:
-        """Predicted expression at the chosen positions of masked cells, (X,)."""
+    def forward(self, masked: MaskedCells, context: DecoderContext | None = None) -> Tensor:
+        """Predicted expression at the chosen positions of masked cells, (X,).
+
+        Exact without a ``context``. With one, for training, the decoder computes encoder tokens, chosen positions and
+        the sampled zeros only, and those count for all zeros in its attention.
+        """
         encoder_ND = self.encode_tokens(
             masked.value_N, masked.position_N, masked.cu_seqlens, masked.max_seqlen
         )
-        x_CPW = self._decoder_input(
-            encoder_ND,
-            masked.position_N,
-            masked.cu_seqlens,
-            masked.mask_cell_index_X,
-            masked.mask_position_X,
-            masked.mask_value_X,
+        if context is not None:
+            x_RW, rows, row_X = self._sampled_input(encoder_ND, masked, context)
+        else:
+            x_CPW = self._decoder_input(
+                encoder_ND,
+                masked.position_N,
+                masked.cu_seqlens,
+                masked.mask_cell_index_X,
+                masked.mask_position_X,
+                masked.mask_value_X,
+            )
+            x_RW, rows = x_CPW.flatten(0, 1), CellRows((x_CPW.shape[0], x_CPW.shape[1]))
+            row_X = masked.mask_cell_index_X * self.config.n_positions + masked.mask_position_X
+        asked = Asked(row_X, CellRows.ragged(masked.mask_cell_index_X, rows.shape[0]))
+        return self.to_expression(self.norm(self.decoder(x_RW, rows, asked))).squeeze(1)
+
+    def _sampled_input(
+        self, encoder_ND: Tensor, masked: MaskedCells, context: DecoderContext
+    ) -> tuple[Tensor, CellRows, Tensor]:
+        """Decoder input of encoder tokens, chosen positions that are none, and sampled zeros, (R, W), in this order;
+        their cells; the row of each chosen position.
+        """
+        cells, tokens = masked.cu_seqlens.numel() - 1, masked.position_N.numel()
+        cell_N = cell_of_token(masked.cu_seqlens, tokens)
+        shows_mask_X = masked.mask_value_X == self.config.mask_token_id
+        # A chosen position with a positive value is an encoder token.
+        is_token_X = (masked.mask_value_X > 0) & ~shows_mask_X
+        own = (~is_token_X).nonzero()[:, 0]
+        shown_2 = masked.mask_value_X.new_tensor([self.config.mask_token_id, 0.0])
+        mask_1D, zero_1D = self.value_embedding(shown_2).split(1)
+        own_D = torch.where(shows_mask_X[own, None], mask_1D, zero_1D)
+        x_RD = torch.cat([encoder_ND, own_D, zero_1D.expand(len(context.position_S), -1)])
+        position_R = torch.cat([masked.position_N, masked.mask_position_X[own], context.position_S])
+        cell_R = torch.cat([cell_N, masked.mask_cell_index_X[own], context.cell_index_S])
+        weight_R = torch.cat([context.weight_S.new_ones(tokens + len(own)), context.weight_S])
+
+        place_N = cell_N * self.config.n_positions + masked.position_N
+        place_X = masked.mask_cell_index_X * self.config.n_positions + masked.mask_position_X
+        row_X = torch.where(
+            is_token_X, torch.searchsorted(place_N, place_X), tokens - 1 + (~is_token_X).cumsum(0)
         )
-        asked_CQ, is_asked_CQ = _pad_by_cell(
-            masked.mask_position_X, masked.mask_cell_index_X, cells=x_CPW.shape[0]
-        )
-        decoded_CQW = self.norm(self.decoder(x_CPW, asked_CQ))
-        return self.to_expression(decoded_CQW[is_asked_CQ]).squeeze(1)
+        return self._enter_decoder(x_RD, position_R), CellRows.ragged(cell_R, cells, weight_R), row_X
 
     def _decoder_input(
         self,
@@ -142,20 +179,3 @@ class CellModel(nn.Module):
         position_P = torch.arange(self.config.n_positions, device=self.position_embedding.weight.device)
         zero_1D = self.value_embedding(position_P.new_zeros(1, dtype=torch.float32))
         return self._enter_decoder(zero_1D, position_P)
-
-
-def cell_of_token(cu_seqlens: Tensor, tokens: int) -> Tensor:
-    """Index of the cell each packed token belongs to, int64 (N,)."""
-    cells = torch.arange(cu_seqlens.numel() - 1, device=cu_seqlens.device)
-    return cells.repeat_interleave(cu_seqlens.diff().long(), output_size=tokens)
-
-
-def _pad_by_cell(position_X: Tensor, cell_index_X: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-    """Positions, ordered by cell, as one row a cell (C, Q), and which entries are theirs (the rest is 0)."""
-    # Not bincount, whose length torch.compile takes for unknown.
-    asked_C = cell_index_X.new_zeros(cells).index_add_(0, cell_index_X, torch.ones_like(cell_index_X))
-    longest = int(asked_C.max()) if cells else 0
-    is_asked_CQ = torch.arange(longest, device=position_X.device) < asked_C[:, None]
-    padded_CQ = torch.zeros_like(is_asked_CQ, dtype=position_X.dtype)
-    padded_CQ[is_asked_CQ] = position_X
-    return padded_CQ, is_asked_CQ

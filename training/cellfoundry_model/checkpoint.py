@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,10 +19,19 @@ from safetensors import SafetensorError
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.config import ModelConfig
 from cellfoundry_model.errors import ModelError
+from cellfoundry_model.head_files import HEAD_FILES
 
 FORMAT = "cellfoundry-model"
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE, VOCABULARY_FILE = "config.json", "model.safetensors", "vocab.tsv"
+
+OWN_FILES = {
+    *(CONFIG_FILE, WEIGHTS_FILE, VOCABULARY_FILE),
+    *HEAD_FILES,
+    *("finetune.json", "report.html"),  # of fine-tuning
+    *("model.onnx", "model.plan", "model.plan.json"),  # of exports, which may go beside the weights
+}
+"""All that the layers write into a model directory, and so may replace."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +52,21 @@ class LoadedModel:
 
 
 def save_model(
-    model: CellModel, vocab_genes: Sequence[str], out_dir: str | Path, extra: Mapping[str, Any]
+    model: CellModel,
+    vocab_genes: Sequence[str],
+    out_dir: str | Path,
+    extra: Mapping[str, Any],
+    files: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
     """Write ``model`` as a directory and return its info: ``extra`` and the hashes of vocabulary and weights.
 
-    The directory appears at once. An existing one is replaced only if it is empty or a model directory;
-    ModelError otherwise, or when the vocabulary has another length than the model.
+    The directory appears at once, with ``files`` (name -> content) in it. An existing one is replaced only if it is
+    empty or a model directory without other files; ModelError otherwise, or when the vocabulary has another length
+    than the model.
     """
     out = Path(out_dir).absolute()
     _check_vocabulary_length(vocab_genes, model.config, "the given vocabulary")
-    _check_replaceable(out)
+    check_replaceable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -72,6 +87,10 @@ def save_model(
             "info": info,
         }
         (staging / CONFIG_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        for name, content in (files or {}).items():
+            (staging / name).write_bytes(content)
+        for path in (*staging.iterdir(), staging):
+            _to_disk(path)
         _replace_directory(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -154,7 +173,8 @@ def _check_vocabulary_length(genes: Sequence[str], config: ModelConfig, source: 
         )
 
 
-def _check_replaceable(out: Path) -> None:
+def check_replaceable(out: Path) -> None:
+    """ModelError if a model cannot be saved at ``out`` because something else is there."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
@@ -163,6 +183,12 @@ def _check_replaceable(out: Path) -> None:
         raise ModelError(
             f"{out}: exists and is no model directory; give another name or remove it."
         ) from error
+    others = sorted(path.name for path in out.iterdir() if path.name not in OWN_FILES)
+    if others:
+        raise ModelError(
+            f"{out}: holds what is not the model's ({_first_few(others)}) and would be lost; move it or give another "
+            "name."
+        )
 
 
 def _replace_directory(staging: Path, out: Path) -> None:
@@ -174,6 +200,24 @@ def _replace_directory(staging: Path, out: Path) -> None:
     out.replace(old)
     staging.replace(out)
     shutil.rmtree(old)
+
+
+def clear_leftovers(model_dir: Path) -> None:
+    """Remove what a killed process left of writing ``model_dir``; the model comes back if it was moved aside."""
+    for aside in model_dir.parent.glob(f".{model_dir.name}.old.*"):
+        if not model_dir.exists():
+            aside.rename(model_dir)
+    for leftover in model_dir.parent.glob(f".{model_dir.name}.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, would outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:

@@ -117,7 +117,7 @@ class Embedder:
         max_cells = len(batch)
         if output != "cell":
             max_cells = max(1, DECODER_BYTES // decoder_cell_bytes(self.config))
-        for cells in _micro_batches(np.diff(tokens.cu_seqlens), self.max_tokens, max_cells):
+        for cells in micro_batches(np.diff(tokens.cu_seqlens), self.max_tokens, max_cells):
             result[cells] = self._run(tokens.select(cells), output, pool).float().cpu().numpy()
         return result
 
@@ -143,7 +143,7 @@ def decoder_cell_bytes(config: ModelConfig) -> int:
     return 4 * config.n_positions * channels
 
 
-def _micro_batches(
+def micro_batches(
     lengths: npt.NDArray[np.int32], max_tokens: int, max_cells: int
 ) -> Iterator[npt.NDArray[np.int64]]:
     """Groups of cells with gene tokens, ascending in length, within both limits or of one cell."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from cellfoundry_kernels import MaskedCells
 from cellfoundry_model.config import ModelConfig
+from cellfoundry_model.decoder_context import DecoderContext
 
 
 def encoder_flops(config: ModelConfig, lengths: Sequence[int]) -> int:
@@ -22,8 +23,10 @@ def encoder_flops(config: ModelConfig, lengths: Sequence[int]) -> int:
     return embedding + config.encoder_depth * (projections + 4 * width * squares)
 
 
-def decoder_flops(config: ModelConfig, cells: int, entered: int, asked: int | None = None) -> int:
-    """Decoder over all positions of ``cells`` cells, and the expression head.
+def decoder_flops(
+    config: ModelConfig, cells: int, entered: int, asked: int | None = None, rows: int | None = None
+) -> int:
+    """Decoder over all positions of ``cells`` cells, or a sample of them, and the expression head.
 
     Args:
         config: the model's sizes.
@@ -31,10 +34,13 @@ def decoder_flops(config: ModelConfig, cells: int, entered: int, asked: int | No
         entered: encoder tokens and masked positions that are projected into the decoder, over all cells; the
             table of zero genes comes once on top.
         asked: positions that the last layer computes, over all cells; None for all.
+        rows: positions that the other layers compute, over all cells, where they are a sample: each is then projected
+            into the decoder on its own, ``entered`` and the table do not count. None for all positions.
     """
-    positions = cells * config.n_positions
+    positions = cells * config.n_positions if rows is None else rows
     wanted = positions if asked is None else asked
-    entry = 2 * (entered + config.n_positions) * config.encoder_width * config.decoder_width
+    projected = entered + config.n_positions if rows is None else rows
+    entry = 2 * projected * config.encoder_width * config.decoder_width
     layers = (config.decoder_depth - 1) * _decoder_layer(config, positions, positions)
     last = _decoder_layer(config, positions, wanted)
     return entry + layers + last + 2 * wanted * config.decoder_width
@@ -49,16 +55,19 @@ def _decoder_layer(config: ModelConfig, keys: int, queries: int) -> int:
     return projections + favor + 4 * width * inner * queries
 
 
-def forward_flops(config: ModelConfig, masked: MaskedCells) -> int:
+def forward_flops(config: ModelConfig, masked: MaskedCells, context: DecoderContext | None = None) -> int:
     """Of ``CellModel.forward`` on masked cells; reads their lengths, so it waits for the device."""
     lengths = masked.cu_seqlens.diff().tolist()
-    hidden = int((masked.mask_value_X == config.mask_token_id).sum())
-    decoder = decoder_flops(config, len(lengths), sum(lengths) + hidden, len(masked.mask_position_X))
+    hidden_X = masked.mask_value_X == config.mask_token_id
+    tokens, asked, rows = sum(lengths), len(masked.mask_position_X), None
+    if context is not None:
+        rows = tokens + int((hidden_X | (masked.mask_value_X <= 0)).sum()) + len(context.position_S)
+    decoder = decoder_flops(config, len(lengths), tokens + int(hidden_X.sum()), asked, rows)
     return encoder_flops(config, lengths) + decoder
 
 
-def training_flops(config: ModelConfig, masked: MaskedCells) -> int:
+def training_flops(config: ModelConfig, masked: MaskedCells, context: DecoderContext | None = None) -> int:
     """Of a forward and a backward pass: three times the forward pass. What activation checkpointing computes a
     second time is not counted.
     """
-    return 3 * forward_flops(config, masked)
+    return 3 * forward_flops(config, masked, context)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -27,6 +26,8 @@ from cellfoundry_model.config import ModelConfig
 from cellfoundry_model.errors import ModelError
 from cellfoundry_model.presets import PRESETS
 from cellfoundry_training.errors import TrainingError
+from cellfoundry_training.files import replace_text
+from cellfoundry_training.settings import first_fault, nearest, parse_override
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 
@@ -41,6 +42,11 @@ class PretrainConfig(BaseModel):
 
     workers: PositiveInt = 1
     """Ranks of the run; one CPU core share or one GPU each."""
+    min_workers: PositiveInt | None = None
+    """Fewest ranks with which the run goes on while nodes are missing, at the same global batch; empty means that it
+    waits for all of workers."""
+    max_restarts: NonNegativeInt = 3
+    """How often the run starts again by itself from its last checkpoint after ranks were lost or hung."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where ranks compute; auto takes GPUs if the cluster has one for every rank."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -100,6 +106,12 @@ class PretrainConfig(BaseModel):
     read_depth_aware: bool = True
     """Downsample half of the cells with at least 1,000 counts, so that the model learns to raise read depth."""
 
+    decoder_context: Literal["full", "sampled"] = "full"
+    """What the decoder computes in training: every position, or encoder tokens, chosen positions and a sample of the
+    other zeros, which counts for all of them. Evaluation is always full."""
+    context_rate: float = Field(0.05, gt=0.0, le=1.0)
+    """Share of those zeros that sampled takes."""
+
     seed: int = Field(0, ge=0, lt=2**32)
     """Key of weights, cell order and masks: same seed, same run."""
     validation_share: float = Field(0.05, gt=0.0, lt=1.0)
@@ -114,15 +126,25 @@ class PretrainConfig(BaseModel):
     """Labelled held-out cells that the probe uses at most."""
     loggers: list[Literal["tensorboard", "mlflow", "wandb"]] = ["tensorboard"]
     """Where numbers go beside metrics.jsonl; mlflow and wandb are extras and read their own environment variables."""
-    checkpoint_every_steps: PositiveInt
-    """Steps between checkpoints: what an interruption can cost at most."""
+    log_cells: bool = False
+    """Note the store rows of every step's cells in metrics.jsonl, to audit what the run has seen."""
+    checkpoint_every_steps: PositiveInt | None = None
+    """Steps between checkpoints: what an interruption can cost at most; this, checkpoint_every_minutes or both."""
+    checkpoint_every_minutes: PositiveFloat | None = None
+    """Minutes between checkpoints."""
     keep_checkpoints: PositiveInt = 2
-    """Newest checkpoints kept."""
+    """Newest checkpoints kept; one that turns out damaged is passed over for the one before."""
+    keep_best_checkpoint: bool = False
+    """Save as well whenever the held-out loss is the lowest so far, and keep that checkpoint."""
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> PretrainConfig:
         if self.max_steps is None and self.max_seconds is None:
             raise ValueError("max_steps or max_seconds must be set, or the run would never end")
+        if self.checkpoint_every_steps is None and self.checkpoint_every_minutes is None:
+            raise ValueError("checkpoint_every_steps or checkpoint_every_minutes must be set")
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers is {self.min_workers}, more than workers, {self.workers}")
         if (self.batch_cells is None) == (self.batch_tokens is None):
             raise ValueError(
                 "batch_cells or batch_tokens must be set, and not both; set the other one to null"
@@ -137,6 +159,16 @@ class PretrainConfig(BaseModel):
         if isinstance(self.model, str) and self.model not in PRESETS:
             raise ValueError(f"model: no preset {self.model!r}; there are {', '.join(PRESETS)}")
         return self
+
+    @property
+    def step_batches(self) -> int:
+        """Micro-batches of an optimizer step over all ranks: the global batch, whatever the number of ranks."""
+        return self.workers * self.gradient_accumulation
+
+    def on_ranks(self, ranks: int) -> PretrainConfig:
+        """The same run on ``ranks`` ranks at the same global batch; the last micro-batches of some may be missing."""
+        rounds = -(-self.step_batches // ranks)
+        return self.model_copy(update={"workers": ranks, "gradient_accumulation": rounds})
 
     @property
     def deepspeed_decided(self) -> dict[str, Any]:
@@ -162,6 +194,13 @@ class PretrainConfig(BaseModel):
         for key in ("optimizer", "scheduler"):
             if self.deepspeed and key in self.deepspeed:
                 return f"{key} is not DeepSpeed's to choose here; leave it out and set learning_rate and its like"
+        zero = (self.deepspeed or {}).get("zero_optimization")
+        for key in zero if isinstance(zero, dict) else ():
+            # Loading and saving read weights and moments on the rank's own device.
+            if key.startswith(("offload_", "cpu_offload")):
+                return (
+                    f"zero_optimization.{key} is not supported; leave it out and raise zero_stage or workers"
+                )
         for key, value in self.deepspeed_decided.items():
             given: Any = self.deepspeed or {}
             for part in key.split("."):
@@ -181,8 +220,10 @@ class PretrainConfig(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def write(self, path: Path) -> None:
-        """Write every value as YAML, which `load_config` reads back to an equal record."""
-        path.write_text(yaml.safe_dump(self.model_dump(), sort_keys=False))
+        """Write every value as YAML, which `load_config` reads back to an equal record; a former file stays where the
+        disk does not take it, with OSError.
+        """
+        replace_text(path, yaml.safe_dump(self.model_dump(), sort_keys=False))
 
 
 def load_config(name_or_file: str | Path, overrides: Iterable[str] = ()) -> PretrainConfig:
@@ -203,18 +244,13 @@ def build_config(values: Mapping[str, Any], *, source: str) -> PretrainConfig:
     for key in values:
         if key not in PretrainConfig.model_fields:
             raise TrainingError(
-                f"configuration {source}: unknown key {key!r}{_nearest(key, PretrainConfig.model_fields)}"
+                f"configuration {source}: unknown key {key!r}{nearest(key, PretrainConfig.model_fields)}"
             )
     try:
         config = PretrainConfig.model_validate(dict(values))
         config.architecture(n_genes=1)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"] if part not in ("str", "dict[str,any]"))
-        message = first["msg"].removeprefix("Value error, ")
-        where = f"{field}: " if field else ""
-        given = f", not {first['input']!r}" if field and first["type"] != "missing" else ""
-        raise TrainingError(f"configuration {source}: {where}{message}{given}") from None
+        raise TrainingError(f"configuration {source}: {first_fault(error)}") from None
     except ModelError as error:
         raise TrainingError(f"configuration {source}: model: {error}") from None
     return config
@@ -252,17 +288,11 @@ def _read_deepspeed(path: Path) -> dict[str, Any]:
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise TrainingError(f"--set {override}: write key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise TrainingError(f"--set {override}: the value is not valid YAML") from None
+    key, value = parse_override(override)
     top, dot, inner = key.partition(".")
     if top not in PretrainConfig.model_fields:
         raise TrainingError(
-            f"--set {override}: unknown key {top!r}{_nearest(top, PretrainConfig.model_fields)}"
+            f"--set {override}: unknown key {top!r}{nearest(top, PretrainConfig.model_fields)}"
         )
     if not dot:
         values[top] = value
@@ -270,7 +300,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     model_fields = [field.name for field in dataclasses.fields(ModelConfig)]
     if top != "model" or inner not in model_fields:
         raise TrainingError(
-            f"--set {override}: unknown key {key!r}{_nearest(key, [f'model.{f}' for f in model_fields])}"
+            f"--set {override}: unknown key {key!r}{nearest(key, [f'model.{f}' for f in model_fields])}"
         )
     model = values.get("model")
     if isinstance(model, str) and model in PRESETS:
@@ -278,8 +308,3 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not isinstance(model, dict):
         raise TrainingError(f"--set {override}: model is {model!r}, neither a preset name nor a mapping")
     values["model"] = {**model, inner: value}
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)
-    return f"; the nearest is {close[0]!r}" if close else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -108,7 +109,20 @@ def start_engine(model: nn.Module, config: PretrainConfig, device: torch.device)
         raise TrainingError(
             f"deepspeed: {key} {first['input']!r} is refused by DeepSpeed: {first['msg']}; correct the JSON file"
         ) from None
+    _undo_trial_step(engine)
     return engine
+
+
+def _undo_trial_step(engine: Any) -> None:
+    """In bf16 without ZeRO DeepSpeed makes AdamW's state by a step on zero gradients, which decays the masters and
+    counts as the first step in the bias correction: training would begin with updates of 0.75 times their size.
+    """
+    masters = whole_masters(engine)
+    if masters:
+        getattr(engine.optimizer, "optimizer", engine.optimizer).state.clear()
+    for parameter, master in masters.items():
+        if master is not parameter:
+            master.data.copy_(parameter.data)
 
 
 def _optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
@@ -145,13 +159,29 @@ def _timed(collective: Callable[..., Any], clock: StepClock) -> Callable[..., An
 
 def full_weights(engine: Any) -> dict[str, torch.Tensor]:
     """Every parameter and buffer of the wrapped model, whole and float32 on CPU; all ranks must call it."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    weights = {}
-    for name, parameter in engine.module.named_parameters():
-        # The optimizer's float32 master where there is one (bf16, ZeRO 1 to 3); else the parameter is it.
-        master = safe_get_full_fp32_param(parameter)
-        weights[name] = (parameter if master is None else master).detach().float().cpu()
+    whole = whole_masters(engine)
+    weights = {
+        name: whole_weight(parameter, whole).detach().float().cpu()
+        for name, parameter in engine.module.named_parameters()
+    }
     for name, buffer in engine.module.named_buffers():
         weights[name] = buffer.detach().float().cpu()
     return weights
+
+
+def whole_masters(engine: Any) -> dict[nn.Parameter, torch.Tensor]:
+    """Each parameter's float32 master where every rank has it whole, which is without ZeRO; empty with it."""
+    optimizer = engine.optimizer
+    if isinstance(optimizer, torch.optim.Optimizer):  # float32: parameters are their own masters
+        return {parameter: parameter for parameter in engine.module.parameters()}
+    if hasattr(optimizer, "fp32_groups"):  # bf16
+        chain = itertools.chain.from_iterable
+        return dict(zip(chain(optimizer.fp16_groups), chain(optimizer.fp32_groups), strict=True))
+    return {}
+
+
+def whole_weight(parameter: nn.Parameter, whole: dict[nn.Parameter, torch.Tensor]) -> torch.Tensor:
+    """A parameter's float32 master: of ``whole_masters``, or put together from all ranks, who must all call it."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    return whole[parameter] if parameter in whole else safe_get_full_fp32_param(parameter)

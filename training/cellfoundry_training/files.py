@@ -1,7 +1,8 @@
-"""Where a run keeps what it writes."""
+"""Where a run keeps what it writes, and how a file of it is replaced."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,13 @@ class RunFiles:
 
     @property
     def checkpoints(self) -> Path:
-        """Ray Train's folder of checkpoints."""
+        """A folder for every checkpoint, by step."""
         return self.folder / "checkpoints"
+
+    @property
+    def ray(self) -> Path:
+        """What Ray Train notes for itself; nothing of the run depends on it."""
+        return self.folder / "ray"
 
     @property
     def model(self) -> Path:
@@ -33,8 +39,13 @@ class RunFiles:
         return self.folder / "model"
 
     @property
+    def stop(self) -> Path:
+        """Asks the ranks to save and end, while it exists."""
+        return self.folder / "stop"
+
+    @property
     def failure(self) -> Path:
-        """Tracebacks of an error that nobody foresaw."""
+        """Errors that nobody foresaw and losses of ranks since the run was last started, with their tracebacks."""
         return self.folder / "error.log"
 
     @property
@@ -46,3 +57,17 @@ class RunFiles:
     def hang(self) -> Path:
         """The sentence of a rank that ended the run because another hung."""
         return self.folder / "hang.txt"
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole; OSError where the disk does not take it: then the former one stays."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -3,46 +3,86 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from cellfoundry_training.files import replace_text
 
 Record = dict[str, Any]
 # An evaluation's line is about 2 kB and a step's 0.3 kB: the newest of both are within this of the end for minutes.
 TAIL_BYTES = 65_536
 
 
-def append(path: Path, record: Record) -> None:
-    """Add one line; a single write, so that a reader sees whole lines or none."""
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+def append(path: Path, records: Iterable[Record]) -> None:
+    """Add lines; a single write, so that a reader sees whole lines. OSError where not all could be written: then the
+    file is as it was.
+    """
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    # Not through Python's buffer, which would write what is left of the lines once more when it is closed.
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            written = 0
+            while written < len(lines):  # a disk takes what it has room for and refuses the next write
+                written += file.write(lines[written:])
+        except OSError:
+            os.ftruncate(file.fileno(), before)
+            raise
 
 
 def read(path: Path) -> list[Record]:
     """All whole lines in order; a line cut off by a crash is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return _records(path.read_bytes()) if path.exists() else []
 
 
-def newest(path: Path) -> tuple[Record | None, Record | None]:
-    """The newest line of a step and of an evaluation near the end of the file, which is not read whole."""
+def _records(text: bytes) -> list[Record]:
+    """One a line; what a crash or a full disk left of a line is passed over."""
+    found = []
+    for line in text.splitlines(keepends=True):
+        if line.startswith(b'{"step"') and line.endswith(b"\n"):
+            try:
+                found.append(json.loads(line))
+            except ValueError:  # a half line with another behind it
+                continue
+    return found
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The end of a metrics file.
+
+    Attributes:
+        step: the newest line of a step, None if there is none near the end.
+        evaluation: the newest one of an evaluation, likewise.
+        warnings: all lines of warnings near the end, in order.
+    """
+
+    step: Record | None
+    evaluation: Record | None
+    warnings: list[Record]
+
+
+def newest(path: Path) -> Newest:
+    """What a reader who looks now and then wants to see; the file is not read whole."""
     if not path.exists():
-        return None, None
+        return Newest(None, None, [])
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        lines = file.read().splitlines(keepends=True)
-    # The first line may have lost its head, the last one its end.
-    tail = [json.loads(line) for line in lines if line.startswith(b'{"step"') and line.endswith(b"\n")]
-    newest_step, newest_evaluation = steps(tail)[-1:], evaluations(tail)[-1:]
-    return (newest_step[0] if newest_step else None), (newest_evaluation[0] if newest_evaluation else None)
+        tail = _records(file.read())
+    return Newest(
+        next(iter(steps(tail)[-1:]), None),
+        next(iter(evaluations(tail)[-1:]), None),
+        [record for record in tail if "warning" in record],
+    )
 
 
 def truncate_after(path: Path, step: int) -> None:
     """Drop what was logged after ``step``: those steps will run again."""
     kept = [record for record in read(path) if record["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    temporary.replace(path)
+    replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def is_evaluation(record: Record) -> bool:

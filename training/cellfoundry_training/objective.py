@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_kernels import MaskedCells, mask_cells, masked_mse
+from cellfoundry_model.decoder_context import DecoderContext, draw_context
 from cellfoundry_training.batches import CellTensors
 
 if TYPE_CHECKING:
@@ -28,7 +29,11 @@ EVALUATION_STEP = 0
 
 @dataclass(frozen=True)
 class Masking:
-    """Everything that decides a mask but the step and the cells; see ``mask_cells`` for each value."""
+    """Everything that decides what a model is given but the step and the cells; see ``mask_cells`` for each value.
+
+    Attributes:
+        context_rate: share of the zeros not chosen that the decoder computes in training; None for all of them.
+    """
 
     n_genes: int
     mask_token_id: float
@@ -38,6 +43,7 @@ class Masking:
     replace_prob: float = 0.8
     random_prob: float = 0.1
     read_depth_aware: bool = True
+    context_rate: float | None = None
 
     @classmethod
     def of(cls, config: PretrainConfig, n_genes: int) -> Masking:
@@ -51,6 +57,7 @@ class Masking:
             config.replace_prob,
             config.random_prob,
             config.read_depth_aware,
+            config.context_rate if config.decoder_context == "sampled" else None,
         )
 
     def mask(self, cells: CellTensors, step: int) -> MaskedCells:
@@ -66,6 +73,19 @@ class Masking:
             random_prob=self.random_prob,
             read_depth_aware=self.read_depth_aware,
             mask_token_id=self.mask_token_id,
+        )
+
+    def sample(self, masked: MaskedCells, cell_ids: Tensor, step: int) -> DecoderContext | None:
+        """The zeros that the decoder computes in training step ``step``; None for all."""
+        if self.context_rate is None:
+            return None
+        return draw_context(
+            masked,
+            cell_ids,
+            n_genes=self.n_genes,
+            rate=self.context_rate,
+            seed=self.seed,
+            step=step,
         )
 
 

@@ -1,28 +1,25 @@
 """Start, watch and finish a pretraining run: Ray Train V2 places the ranks, `worker.py` is what they do.
 
 An interruption (Ctrl-C, kill, power) leaves a run that ``resume=True`` continues from its last checkpoint, so it
-costs at most ``checkpoint_every_steps`` steps.
+costs at most the time between two checkpoints; after SIGTERM it costs nothing.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import signal
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellfoundry_data.errors import DataError
 from cellfoundry_data.ray_cluster import ray_cluster
 from cellfoundry_data.store import Store, open_store
 from cellfoundry_model.checkpoint import load_model
-from cellfoundry_model.errors import ModelError
-from cellfoundry_training import history
+from cellfoundry_training import checkpoint_files, history
 from cellfoundry_training.config import PretrainConfig, load_config
-from cellfoundry_training.errors import TrainingError
+from cellfoundry_training.errors import RunStopped, TrainingError
 from cellfoundry_training.files import RunFiles
 from cellfoundry_training.history import Record
 from cellfoundry_training.logs import check_installed
@@ -32,19 +29,30 @@ from cellfoundry_training.splits import heldout_cells, train_cells
 Progress = Callable[[str, int, int], None]
 Watch = Callable[[Record], None]
 PROGRESS_EVERY_S = 0.5
-COLLECTIVE_MARGIN_S = 60
-# What a resumed run may change: how long it goes on and what it keeps, not what the steps compute.
+# What a resumed run may change: how long it goes on, what it keeps, and where and how steps are computed; not what
+# they compute, but for rounding, nor the cells by which the best model is chosen. Ranks and accumulation may change
+# as long as the global batch stays.
 FREE_ON_RESUME = {
+    "workers",
+    "gradient_accumulation",
+    "zero_stage",
+    "deepspeed",
+    "activation_checkpointing",
+    "compile",
     "max_steps",
     "max_seconds",
     "device",
     "eval_every_steps",
-    "eval_cells",
     "probe_column",
     "probe_cells",
     "loggers",
+    "log_cells",
     "checkpoint_every_steps",
+    "checkpoint_every_minutes",
     "keep_checkpoints",
+    "keep_best_checkpoint",
+    "min_workers",
+    "max_restarts",
     "max_skipped_steps",
     "collective_timeout_s",
 }
@@ -103,6 +111,7 @@ def pretrain(
         TrainingError: a run that exists (or, with ``resume``, does not), other values on resume, a cluster too small
             for the workers, a loss that is no longer finite; and any unforeseen failure of a rank, with the file that
             has its traceback.
+        RunStopped: SIGTERM came, and the run is saved; a SystemExit with code 143.
         DataError: an unreadable or damaged store, or one with too few cells.
     """
     store_path, files = Path(store).resolve(), RunFiles(Path(run_dir).resolve())
@@ -113,9 +122,16 @@ def pretrain(
         device = _choose_device(config)
         files.folder.mkdir(parents=True, exist_ok=True)
         config.write(files.config)
-        files.hang.unlink(missing_ok=True)
+        for of_the_run_before in (files.hang, files.stop, files.failure):
+            of_the_run_before.unlink(missing_ok=True)
+        shutil.rmtree(files.heartbeats, ignore_errors=True)
+        from cellfoundry_training.launch import run_ranks
+
         with _following(files.metrics, config, progress, watch):
-            _fit(config, device, store_path, files)
+            finished = run_ranks(config, device, store_path, files)
+    files.stop.unlink(missing_ok=True)
+    if not finished:
+        raise RunStopped(_stopped(files))
     return _result(files)
 
 
@@ -131,6 +147,13 @@ def _check_store(store: Store, config: PretrainConfig) -> None:
     heldout_cells(store, config)
 
 
+def _stopped(files: RunFiles) -> str:
+    saved = next(iter(checkpoint_files.listed(files.checkpoints)), None)
+    if saved is None:
+        return f"run {files.folder} was stopped before it took a step: --resume starts it again"
+    return f"run {files.folder} was stopped, saved at step {checkpoint_files.step_of(saved)}: --resume continues it"
+
+
 def _check_run(config: PretrainConfig, files: RunFiles, resume: bool) -> None:
     if not resume:
         if files.folder.exists() and (not files.folder.is_dir() or any(files.folder.iterdir())):
@@ -141,10 +164,16 @@ def _check_run(config: PretrainConfig, files: RunFiles, resume: bool) -> None:
             f"run {files.folder} has no {files.config.name} to resume from: start it without --resume"
         )
     before = load_config(files.config)
-    if before.workers != config.workers:
+    if is_of_older_version(files):
         raise TrainingError(
-            f"run {files.folder} was started with {before.workers} workers and cannot go on with {config.workers}: "
-            f"resume with workers={before.workers}"
+            f"run {files.folder} has checkpoints of an earlier CellFoundry, which this one cannot read: continue it "
+            "with that version, or start another --run"
+        )
+    if before.step_batches != config.step_batches:
+        raise TrainingError(
+            f"run {files.folder} was started with {before.workers} workers x {before.gradient_accumulation} "
+            f"accumulated batches and cannot go on with {config.workers} x {config.gradient_accumulation}: set workers "
+            f"and gradient_accumulation so that their product stays {before.step_batches}"
         )
     for name in PretrainConfig.model_fields:
         if name not in FREE_ON_RESUME and getattr(before, name) != getattr(config, name):
@@ -154,94 +183,30 @@ def _check_run(config: PretrainConfig, files: RunFiles, resume: bool) -> None:
             )
 
 
+def is_of_older_version(files: RunFiles) -> bool:
+    """Whether the run's checkpoints were Ray Train's, as up to version 0.1."""
+    return (files.checkpoints / "checkpoint_manager_snapshot.json").exists()
+
+
 def _choose_device(config: PretrainConfig) -> str:
     import ray
 
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-    if config.device == "cuda" and gpus < config.workers:
+    name, needed = ("workers", config.workers)
+    if config.min_workers is not None:
+        name, needed = ("min_workers", config.min_workers)
+    if config.device == "cuda" and gpus < needed:
         raise TrainingError(
-            f"device is cuda and workers {config.workers}, but the cluster has {gpus} GPUs: lower workers or choose "
-            "device=cpu"
+            f"device is cuda and {name} {needed}, but the cluster has {gpus} GPUs: lower {name} or choose device=cpu"
         )
-    if cpus < config.workers:
+    if cpus < needed:
         raise TrainingError(
-            f"workers is {config.workers}, but the cluster has {cpus} CPUs: set fewer, such as --set workers={cpus}"
+            f"{name} is {needed}, but the cluster has {cpus} CPUs: set fewer, such as --set {name}={cpus}"
         )
     if config.device == "auto":
-        return "cuda" if gpus >= config.workers else "cpu"
+        return "cuda" if gpus >= needed else "cpu"
     return config.device
-
-
-def _fit(config: PretrainConfig, device: str, store: Path, files: RunFiles) -> None:
-    """Run the ranks and turn their failure into one sentence."""
-    # On a busy machine ranks need more than Ray's 60 s to import torch, and Ray would start them over and over.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    from cellfoundry_training.worker import train_rank
-
-    gpu = device == "cuda"
-    run_config = ray.train.RunConfig(  # type: ignore[call-arg]  # typed as Ray Train V1's, is V2's
-        name=files.checkpoints.name,
-        storage_path=str(files.folder),
-        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.keep_checkpoints),
-        worker_runtime_env={"env_vars": _worker_environment(config.workers, gpu)},
-    )
-    trainer = TorchTrainer(
-        train_rank,
-        train_loop_config={"config": config.model_dump(), "store": str(store), "run": str(files.folder)},
-        torch_config=TorchConfig(
-            backend="nccl" if gpu else "gloo",
-            # The ranks' own watch, which names the rank that hangs, comes first.
-            timeout_s=round(config.collective_timeout_s) + COLLECTIVE_MARGIN_S,
-        ),
-        scaling_config=ray.train.ScalingConfig(num_workers=config.workers, use_gpu=gpu),
-        run_config=run_config,
-    )
-    try:
-        with _own_interrupt_handler():
-            trainer.fit()
-    except SystemExit:
-        # What Ray Train's handler makes of Ctrl-C after it stopped the ranks.
-        raise KeyboardInterrupt from None
-    except ray.train.TrainingFailedError as error:
-        raise as_sentence(error, files) from error
-
-
-def _worker_environment(workers: int, gpu: bool) -> dict[str, str]:
-    """Threads so that ranks share the machine's cores; DeepSpeed must not pick a GPU for a run on CPU."""
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    environment = {"OMP_NUM_THREADS": str(threads)}
-    return environment if gpu else {**environment, "DS_ACCELERATOR": "cpu"}
-
-
-@contextmanager
-def _own_interrupt_handler() -> Iterator[None]:
-    """Ray Train replaces the process's SIGINT handler and leaves it; put the former one back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, former)
-
-
-def as_sentence(error: Exception, files: RunFiles) -> Exception:
-    """The rank's own sentence if it raised one of ours, else one that names the file with the tracebacks."""
-    if files.hang.is_file():
-        return TrainingError(files.hang.read_text())
-    failures = getattr(error, "worker_failures", {})
-    for rank in sorted(failures):
-        if isinstance(failures[rank], (TrainingError, DataError, ModelError)):
-            return failures[rank]
-    files.failure.write_text(str(error))
-    return TrainingError(
-        f"pretraining stopped by an unexpected error: see {files.failure}; --resume continues the run"
-    )
 
 
 @contextmanager
@@ -268,23 +233,28 @@ def _follow(
     metrics: Path, config: PretrainConfig, progress: Progress, watch: Watch, finished: threading.Event
 ) -> None:
     label = "pretrain (steps)"
-    before, evaluation_before = history.newest(metrics)
-    first = reported = before["step"] if before else 0
-    evaluated = evaluation_before["step"] if evaluation_before else None
+    before = history.newest(metrics)
+    first = reported = before.step["step"] if before.step else 0
+    evaluated = before.evaluation["step"] if before.evaluation else None
+    warned = before.warnings
     while True:
         if reported == first:  # again and again while ranks start, which the rate of steps must not count
             progress(label, first, config.max_steps or 0)
         last_look = finished.wait(PROGRESS_EVERY_S)
-        record, evaluation = history.newest(metrics)
-        if record is not None and record["step"] != reported:
-            step = reported = record["step"]
-            watch(record)
+        now = history.newest(metrics)
+        for warning in now.warnings:
+            if warning not in warned:
+                watch(warning)
+        warned = now.warnings
+        if now.step is not None and now.step["step"] != reported:
+            step = reported = now.step["step"]
+            watch(now.step)
             # A budget of seconds says how many steps it holds by how far the ones so far have come.
-            share = budget_share(config, step, record["seconds"])
+            share = budget_share(config, step, now.step["seconds"])
             progress(label, step, max(step, round(step / share)))
-        if evaluation is not None and evaluation["step"] != evaluated:
-            evaluated = evaluation["step"]
-            watch(evaluation)
+        if now.evaluation is not None and now.evaluation["step"] != evaluated:
+            evaluated = now.evaluation["step"]
+            watch(now.evaluation)
         if last_look:
             return
 

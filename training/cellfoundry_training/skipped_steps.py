@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -29,6 +30,14 @@ def skipped_record(outcome: StepOutcome, micro_batches: list[CellTensors], step:
     named = [rows for is_broken, rows in of_ranks if is_broken or not broken]
     why = f"loss {outcome.loss}" if broken else f"gradient norm {outcome.gradient_norm}"
     return {"step": step, "skipped": why, "cell_rows": sorted(row for rows in named for row in rows)}
+
+
+def rows_of_all_ranks(micro_batches: list[CellTensors]) -> list[int]:
+    """Store rows of a step's cells over all ranks, ascending. Collective."""
+    own = [row for cells in micro_batches for row in cells.cell_ids.tolist()]
+    of_ranks: list[list[int]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, own)
+    return sorted(itertools.chain.from_iterable(of_ranks))
 
 
 def check_in_a_row(skipped: int, config: PretrainConfig, record: dict[str, Any]) -> None:

@@ -19,17 +19,25 @@ MEAN_CELLS = 262_144
 
 
 def train_cells(store: Store, config: PretrainConfig, rank: int = 0, ranks: int = 1) -> ShardDataset:
-    """A rank's share of the training cells in micro-batches; DataError if they do not make one for every rank.
+    """A rank's share of the training cells in micro-batches; DataError if they do not make one optimizer step.
 
-    With ``batch_tokens`` the micro-batches of one optimizer step, over all ranks, have equally many cells of nearly
-    equal lengths, so that no rank waits for another.
+    A step has ``config.step_batches`` of them on any number of ranks, and the steps are the same ones. With
+    ``batch_tokens`` those of one step have equally many cells of nearly equal lengths, so that no rank waits for
+    another.
     """
+    return _training_cells(store, config, rank, ranks, config.step_batches)
+
+
+def _training_cells(
+    store: Store, config: PretrainConfig, rank: int, ranks: int, whole_steps_of: int
+) -> ShardDataset:
     return ShardDataset(
         store,
         batch_cells=config.batch_cells,
         batch_tokens=config.batch_tokens,
         special_tokens=config.cell_tokens,
-        step_batches=ranks * config.gradient_accumulation,
+        step_batches=config.step_batches,
+        whole_steps_of=whole_steps_of,
         seed=config.seed,
         rank=rank,
         world_size=ranks,
@@ -65,7 +73,9 @@ def heldout_batches(cells: ShardDataset, config: PretrainConfig) -> Iterator[Cel
 
 def mean_cells(store: Store, config: PretrainConfig, rank: int = 0, ranks: int = 1) -> Iterator[CellBatch]:
     """A rank's part of the first MEAN_CELLS training cells in random order, the same cells for any number of ranks."""
-    return itertools.islice(first_cells(train_cells(store, config), MEAN_CELLS), rank, None, ranks)
+    return itertools.islice(
+        first_cells(_training_cells(store, config, 0, 1, 1), MEAN_CELLS), rank, None, ranks
+    )
 
 
 def first_cells(batches: Iterable[CellBatch], limit: int | None) -> Iterator[CellBatch]:

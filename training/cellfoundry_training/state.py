@@ -1,50 +1,36 @@
-"""What a rank needs, beside DeepSpeed's own state, to go on exactly where a checkpoint was written."""
+"""How far a run has come: what a checkpoint keeps beside weights and moments, equal on all ranks."""
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import ray.train
-import torch
-
-TAG = "deepspeed"
+from pydantic import BaseModel, ConfigDict
 
 
-@dataclass
-class RunState:
-    """Progress of a run; equal on all ranks but for ``loader``."""
+class RunState(BaseModel):
+    """Progress of a run."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
     step: int = 0
+    """Optimizer steps, skipped ones counted."""
     cells: int = 0
+    """Cells of all steps, repeats counted."""
     tokens: int = 0
+    """Encoder tokens of all steps."""
     seconds: float = 0.0
+    """Wall time of the steps."""
     skipped: int = 0
+    """Steps that were not applied."""
     skipped_in_a_row: int = 0
-    best_heldout_loss: float = float("inf")
-    evaluated_step: int = -1
-    loader: dict[str, Any] = field(default_factory=dict)
-
-
-def save_checkpoint(engine: Any, state: RunState) -> None:
-    """Write this rank's part and hand it to Ray Train, which merges the parts into one checkpoint. Collective."""
-    rank = ray.train.get_context().get_world_rank()
-    with tempfile.TemporaryDirectory() as folder:
-        engine.save_checkpoint(folder, tag=TAG)
-        torch.save({"state": asdict(state), "rng": torch.get_rng_state()}, Path(folder) / f"rank_{rank}.pt")
-        ray.train.report({"step": state.step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def restore_checkpoint(engine: Any) -> RunState | None:
-    """Load the run's last checkpoint into the engine; None if it has none yet. Collective."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    rank = ray.train.get_context().get_world_rank()
-    with checkpoint.as_directory() as folder:
-        engine.load_checkpoint(folder, tag=TAG)
-        saved = torch.load(Path(folder) / f"rank_{rank}.pt", weights_only=True)
-    torch.set_rng_state(saved["rng"])
-    return RunState(**saved["state"])
+    """Of these the latest ones, where the latest step is one of them."""
+    learning_rate: float = 0.0
+    """Of the latest step; the schedule itself is a function of step and budget."""
+    best_heldout_loss: float | None = None
+    """Lowest held-out loss so far."""
+    evaluated_step: int | None = None
+    """Step of the latest evaluation."""
+    heldout_loss: float | None = None
+    """Of the latest evaluation; None where it was no number."""
+    loader: dict[str, Any] = {}
+    """Where the stream of cells stands; see ``ShardDataset.state_dict``."""

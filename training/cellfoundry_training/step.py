@@ -6,6 +6,7 @@ measure the very step that a run takes.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from cellfoundry_kernels import MaskedCells
 from cellfoundry_model.config import ModelConfig
+from cellfoundry_model.decoder_context import DecoderContext
 from cellfoundry_model.flops import training_flops
 from cellfoundry_training.batches import CellTensors
 from cellfoundry_training.objective import Masking, share_of_global_loss
@@ -28,8 +30,8 @@ class Engine(Protocol):
 
     optimizer: Any
 
-    def __call__(self, masked: MaskedCells) -> Tensor:
-        """The model's predictions at the chosen positions."""
+    def __call__(self, masked: MaskedCells, context: DecoderContext | None) -> Tensor:
+        """The model's predictions at the chosen positions, its decoder over all positions or a sample of the zeros."""
 
     def backward(self, loss: Tensor) -> Any:
         """Add the gradients of ``loss`` divided by the number of micro-batches of a step; averaged over ranks by the
@@ -75,7 +77,7 @@ class StepOutcome:
 
 
 class GlobalStep:
-    """Steps of one rank; every rank calls with its own cells, equally many micro-batches, and the same step."""
+    """Steps of one rank; every rank calls with its own cells and the same step."""
 
     def __init__(
         self, engine: Engine, model: ModelConfig, masking: Masking, clock: StepClock, ranks: int = 1
@@ -83,26 +85,42 @@ class GlobalStep:
         self.engine, self.model, self.masking = engine, model, masking
         self.clock, self.ranks = clock, ranks
 
-    def run(self, micro_batches: Sequence[CellTensors], step: int, learning_rate: float) -> StepOutcome:
-        """Take step number ``step`` (from 1, the key of its masks); stops the clock, which the caller started."""
+    def run(
+        self, micro_batches: Sequence[CellTensors], step: int, learning_rate: float, rounds: int | None = None
+    ) -> StepOutcome:
+        """Take step number ``step`` (from 1, the key of its masks); stops the clock, which the caller started.
+
+        ``rounds`` is the number of micro-batches of the rank that has most, by default that of this one. A rank that
+        has fewer takes its first one again at weight 0, since the engines of all ranks must run equally often.
+        """
         clock, engine = self.clock, self.engine
         clock.enter("mask")
         masked = [self.masking.mask(cells, step) for cells in micro_batches]
+        contexts = [
+            self.masking.sample(part, cells.cell_ids, step)
+            for part, cells in zip(masked, micro_batches, strict=True)
+        ]
         positions, cells, tokens, flops = self._sum_over_ranks(
             sum(part.target_X.numel() for part in masked),
             sum(len(cells) for cells in micro_batches),
             sum(part.position_N.numel() for part in masked),
-            sum(training_flops(self.model, part) for part in masked),
+            sum(map(training_flops, itertools.repeat(self.model), masked, contexts)),
         )
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        terms = self.ranks * len(masked)
+        rounds = rounds or len(masked)
+        terms = self.ranks * rounds
         own_losses: list[Tensor] = []
-        for part in masked:
+        for number in range(rounds):
             clock.enter("forward")
-            loss = share_of_global_loss(engine(part), part.target_X, int(positions), terms)
+            place = number if number < len(masked) else 0
+            loss = share_of_global_loss(
+                engine(masked[place], contexts[place]), masked[place].target_X, int(positions), terms
+            )
+            if number >= len(masked):
+                loss = loss * 0.0
             own_losses.append(loss.detach())
-            if part is masked[-1]:
+            if number == rounds - 1:
                 total = self._total(own_losses)
                 # An infinite loss may still have finite gradients: make them NaN, so that the engine's own check
                 # skips the update, on every rank. A factor of 1 changes no bit.
@@ -113,7 +131,7 @@ class GlobalStep:
             engine.step()
         clock.stop()
         applied = engine.was_step_applied()
-        broken = () if applied else _not_finite(own_losses)
+        broken = () if applied else _not_finite(own_losses[: len(masked)])
         return StepOutcome(
             loss=total.item() / terms,
             gradient_norm=float(engine.get_global_grad_norm()),

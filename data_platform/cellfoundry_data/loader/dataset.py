@@ -10,6 +10,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.errors import DataError
 from cellfoundry_data.loader.batching import Batches, Batching, FixedCells, TokenBudget
@@ -35,10 +37,11 @@ class ShardDataset:
 
     The order is a function of (seed, epoch) alone. Batch ``g`` of an epoch goes to rank ``g % world_size``, so
     every rank gets the same number of batches: those at an epoch's end that make no whole step of all ranks are
-    left out. With ``batch_cells`` all batches of a step have as many cells: the short one that may end an epoch
-    is left out too, but not where there is only one rank, which gets every cell once an epoch unless ``weights``
-    are given. Iterating starts at the beginning of the epoch, or after ``load_state_dict`` where that state was
-    taken; at its end the next epoch begins. Batches are views of reused memory that is never reused while a
+    left out. With ``whole_steps_of`` a step has so many batches whatever the number of ranks, and the steps are the
+    same ones on any number of them. With ``batch_cells`` all batches of a step have as many cells: the short one that
+    may end an epoch is left out too, but not where a step is one batch, and every cell is given once an epoch unless
+    ``weights`` are given. Iterating starts at the beginning of the epoch, or after ``load_state_dict`` where that state
+    was taken; at its end the next epoch begins. Batches are views of reused memory that is never reused while a
     batch, or a tensor made of it, is alive.
 
     Pickles. For a torch DataLoader, ``loader.torch.TorchLoader`` wraps it: in a worker process it gives the worker's
@@ -58,6 +61,8 @@ class ShardDataset:
             with as many step_batches and 0.9 on 64, but with 8 step_batches 0.94 on 3 ranks, 0.8 on 16 and 0.6 on
             64; so they are, 0.8 for 8 ranks, up to the end of an epoch that was resumed after batches that are
             no multiple. Token totals are 0.98 or more of the slowest one's in all these cases.
+        whole_steps_of: batches of a step over all ranks; None for one a rank. Batch ``j`` of a step goes to rank
+            ``j % world_size``, so where it is no multiple of ``world_size`` the last ranks get one less than the first.
         seed: of the order; the split does not depend on it.
         rank: this process, 0 to ``world_size - 1``.
         world_size: processes that share the cells.
@@ -95,6 +100,7 @@ class ShardDataset:
         batch_tokens: int | None = None,
         special_tokens: int = 0,
         step_batches: int = 8,
+        whole_steps_of: int | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -111,6 +117,7 @@ class ShardDataset:
     ) -> None:
         self.batch_cells, self.batch_tokens = batch_cells, batch_tokens
         self.special_tokens, self.step_batches = special_tokens, step_batches
+        self.whole_steps_of = whole_steps_of
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.split, self.validation_share, self.split_by = split, validation_share, split_by
         self.where, self.weights, self.stratified = where, weights, stratified
@@ -131,7 +138,8 @@ class ShardDataset:
         if not self._makes_a_step():
             raise DataError(
                 f"the {split or 'whole'} split of {self.store.path} has {self.n_cells:,} cells, too few for "
-                f"a batch of {batch_cells or f'{batch_tokens:,} tokens'} on each of {world_size} ranks: "
+                f"a batch of {batch_cells or f'{batch_tokens:,} tokens'} on each of {world_size} ranks"
+                f"{'' if whole_steps_of is None else f', {whole_steps_of} batches in a step'}: "
                 "use smaller batches or fewer ranks."
             )
 
@@ -143,9 +151,9 @@ class ShardDataset:
         """
         if self.batch_cells is None:
             raise TypeError("the number of batches of a token budget is not known before the epoch's end")
-        if self.world_size == 1:
+        if self._step == 1:
             return -(-self.n_cells // self.batch_cells)
-        return self.n_cells // self.batch_cells // self.world_size
+        return self.n_cells // self.batch_cells // self._step * self._own_batches
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next; the present one keeps a position that was loaded."""
@@ -190,7 +198,10 @@ class ShardDataset:
         self._check_store()
         windows = one_ahead(self._decoded(start, cursor, *_worker()))
         for number, batch in assemble(self._entered(windows)):
-            following = number - self.rank + self.world_size
+            place = (number - start) % self._step
+            is_last = place + self.world_size >= self._step
+            # Where all ranks stand once each has this batch: at the next one of rank 0.
+            following = number - place + (self._step if is_last else place - self.rank + self.world_size)
             self._next = following, [each for each in self._cursors if each.first_batch <= following][-1]
             yield batch
         self.epoch += 1
@@ -200,11 +211,12 @@ class ShardDataset:
         self, start: int, cursor: Cursor, worker: int, workers: int
     ) -> Iterator[tuple[CellBatch, Batches, tuple[Cursor, ...]]]:
         """This rank's (and worker's) cells of each window, where it has some."""
-        for work in whole_steps(self._plans(cursor), start, self.world_size):
+        for work in whole_steps(self._plans(cursor), start, self._step):
             batches = work.batches
             since = batches.number - start
-            mine = (since >= 0) & (batches.number < work.end) & (since % self.world_size == self.rank)
-            mine &= since // self.world_size % workers == worker
+            step, place = np.divmod(since, self._step)
+            mine = (since >= 0) & (batches.number < work.end) & (place % self.world_size == self.rank)
+            mine &= (step * self._own_batches + place // self.world_size) % workers == worker
             if mine.any():
                 own = Batches(
                     batches.rows[mine], batches.number[mine], batches.next_number, batches.open_number
@@ -227,7 +239,17 @@ class ShardDataset:
         """Whether a batch for every rank is left from where iterating would begin."""
         start, cursor = self._resume_at
         plans = self._plans(cursor)
-        return any(plan.complete(self.world_size) - start >= self.world_size for plan in plans)
+        return any(plan.complete(self._step) - start >= self._step for plan in plans)
+
+    @property
+    def _step(self) -> int:
+        """Batches of a step over all ranks."""
+        return self.whole_steps_of or self.world_size
+
+    @property
+    def _own_batches(self) -> int:
+        """This rank's batches of a step."""
+        return len(range(self.rank, self._step, self.world_size))
 
     @property
     def _batching(self) -> Batching:
@@ -285,6 +307,7 @@ class ShardDataset:
             "batch_tokens": self.batch_tokens,
             "special_tokens": self.special_tokens,
             "step_batches": self.step_batches,
+            "whole_steps_of": self.whole_steps_of,
             "window_chunks": self.window_chunks,
             "split": self.split,
             "validation_share": self.validation_share,
@@ -302,6 +325,11 @@ class ShardDataset:
             raise DataError(
                 "batch_cells, batch_tokens, step_batches and window_chunks must be at least 1, special_tokens at "
                 "least 0."
+            )
+        if self.whole_steps_of is not None and self.whole_steps_of < self.world_size:
+            raise DataError(
+                f"whole_steps_of {self.whole_steps_of} must be at least world_size {self.world_size}: every rank needs "
+                "a batch in a step."
             )
         if not 0 <= self.rank < self.world_size:
             raise DataError(f"rank {self.rank} is not one of {self.world_size} ranks: ranks count from 0.")

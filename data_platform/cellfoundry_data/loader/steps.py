@@ -45,13 +45,13 @@ class Plan:
     cursor: Cursor
     following: Cursor
 
-    def complete(self, world_size: int) -> int:
+    def complete(self, step: int) -> int:
         """Number of the first batch that is not complete after this window.
 
-        One that goes on in the next window may be the epoch's short one, which one rank alone is given and
-        several are not: a step in which one rank has fewer cells would give these too much weight.
+        One that goes on in the next window may be the epoch's short one, which is handed out only where a step is one
+        batch: a step in which one of several has fewer cells would give these too much weight.
         """
-        is_open = world_size > 1 and self.batches.open_number is not None
+        is_open = step > 1 and self.batches.open_number is not None
         return self.following.first_batch - is_open
 
 
@@ -81,25 +81,23 @@ class Work:
     cursors: tuple[Cursor, ...]
 
 
-def whole_steps(planned: Iterable[Plan], start: int, world_size: int) -> Iterator[Work]:
+def whole_steps(planned: Iterable[Plan], start: int, step: int) -> Iterator[Work]:
     """The windows as soon as the steps that their batches belong to are known to be whole: a step is
-    ``world_size`` consecutive batches from ``start`` on, and those left at the epoch's end are left out, as is
-    the short batch there with more than one rank.
+    ``step`` consecutive batches from ``start`` on, and those left at the epoch's end are left out, as is
+    the short batch there with steps of more than one.
     """
     waiting: deque[Plan] = deque()
 
     def work(known: int) -> Work:
-        end = start + (known - start) // world_size * world_size
+        end = start + (known - start) // step * step
         cursors = (*(plan.cursor for plan in waiting), waiting[-1].following)
         return Work(waiting.popleft().batches, end, cursors)
 
     known = start
     for plan in planned:
         waiting.append(plan)
-        known = max(known, plan.complete(world_size))
-        while (
-            waiting and (known - start) // world_size * world_size >= waiting[0].following.first_batch - start
-        ):
+        known = max(known, plan.complete(step))
+        while waiting and (known - start) // step * step >= waiting[0].following.first_batch - start:
             yield work(known)
     while waiting:
         yield work(known)

@@ -10,6 +10,7 @@ of the cell id), so it depends on nothing else:
   what it shows then: the lowest words mean the mask token, the next ones a random value, the next ones the kept
   value, the rest not chosen.
 - ``DRAW`` of gene ``g``: word ``g % 4`` of index ``g // 4``; which of the cell's own values a random one is.
+- ``CONTEXT``: not of the mask, but of the sample of zeros that a decoder may be trained on (``decoder_context``).
 
 Shape legend: N encoder tokens, C cells, X chosen positions.
 """
@@ -28,7 +29,7 @@ THINNING_MINIMUM_TOTAL = 1000
 # Counts that are thinned are below this, so that a gene's kept molecules fit an int32.
 THINNING_COUNT_LIMIT = 1 << 31
 
-DEPTH, THINNING, CHOICE, DRAW = range(4)
+DEPTH, THINNING, CHOICE, DRAW, CONTEXT = range(5)
 POSITION_SHIFT = 3
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cellfoundry_model.head_files import HEAD_FILES, HEAD_HASH
 from cellfoundry_serving.atomic import check_parent, remove
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.export.layout import (
@@ -68,7 +69,7 @@ def export_model(model_dir: str | Path, out_dir: str | Path, format: str = "onnx
 
     reference = TorchEngine(source, device="cpu")
     with temporary_directory(out) as staging:
-        for name in (CONFIG_FILE, VOCABULARY_FILE):
+        for name in (CONFIG_FILE, VOCABULARY_FILE, *(HEAD_FILES if HEAD_HASH in reference.info else ())):
             shutil.copyfile(source / name, staging / name)
         check_target(staging, out)
         stage = stage_onnx if format == "onnx" else stage_tensorrt
@@ -135,6 +136,6 @@ def check_target(staging: Path, out: Path) -> None:
 def put_in_place(staging: Path, out: Path) -> None:
     """The engine's file comes last, so that a reader never finds it without what belongs to it."""
     out.mkdir(exist_ok=True)
-    for name in (CONFIG_FILE, VOCABULARY_FILE, PLAN_METADATA_FILE, PLAN_FILE, ONNX_FILE):
+    for name in (CONFIG_FILE, VOCABULARY_FILE, *HEAD_FILES, PLAN_METADATA_FILE, PLAN_FILE, ONNX_FILE):
         if (staging / name).exists():
             (staging / name).replace(out / name)

@@ -13,6 +13,8 @@ from twins import DEVICE, relative_rms
 
 from cellfoundry_kernels import MaskedCells, mask_cells, masked_mse
 from cellfoundry_model.architecture import CellModel
+from cellfoundry_model.cell_rows import CellRows
+from cellfoundry_model.decoder_context import DecoderContext, draw_context
 from cellfoundry_model.presets import PRESETS
 
 GENES = 40
@@ -27,9 +29,12 @@ def masked_cells(genes_per_cell: list[int], mask_prob: float = 0.4) -> MaskedCel
     return mask_cells(indptr, gene_ids, counts, cell_ids, n_genes=GENES, seed=0, step=1, **share)
 
 
-def step(model: CellModel, masked: MaskedCells, *, again: bool = False) -> tuple[Tensor, list[Tensor]]:
+def step(
+    model: CellModel, masked: MaskedCells, *, context: DecoderContext | None = None, again: bool = False
+) -> tuple[Tensor, list[Tensor]]:
     """Predictions and pooled cells in one row, and the gradient of every parameter that has one."""
-    prediction_X = checkpoint(model, masked, use_reentrant=False) if again else model(masked)
+    inputs = (masked, context)
+    prediction_X = checkpoint(model, *inputs, use_reentrant=False) if again else model(*inputs)
     encoder = masked.value_N, masked.position_N, masked.cu_seqlens, masked.max_seqlen
     pooled = model.cell_embedding(*encoder)
     # The sums give gradients that are one number, expanded.
@@ -44,12 +49,17 @@ def model() -> CellModel:
     return CellModel(config)
 
 
-def test_a_training_step_is_that_of_the_reference(model: CellModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    masked = masked_cells([20, 10])
-    ours, grads = step(model, masked)
-    same, grads_again = step(model, masked, again=True)
+@pytest.mark.parametrize("rate", [None, 0.3], ids=["full", "sampled"])
+def test_a_training_step_is_that_of_the_reference(
+    model: CellModel, rate: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masked, context = masked_cells([20, 10], mask_prob=0.4 if rate is None else 0.2), None
+    if rate is not None:
+        context = draw_context(masked, torch.arange(2), n_genes=GENES, rate=rate, seed=0, step=1)
+    ours, grads = step(model, masked, context=context)
+    same, grads_again = step(model, masked, context=context, again=True)
     monkeypatch.setenv("CELLFOUNDRY_KERNELS", "torch")
-    exact, exact_grads = step(copy.deepcopy(model).double(), masked)
+    exact, exact_grads = step(copy.deepcopy(model).double(), masked, context=context)
     assert relative_rms(ours, exact) <= 1e-5
     assert torch.equal(same, ours)
     for (name, parameter), grad, again, expected in zip(
@@ -94,6 +104,6 @@ def test_compiles_into_one_graph(model: CellModel) -> None:
     x_ND = torch.randn(len(masked.value_N), 32)
     expected = model.encoder.layers[0](x_ND, masked.cu_seqlens, masked.max_seqlen)
     torch.testing.assert_close(compiled(x_ND, masked.cu_seqlens, masked.max_seqlen), expected, rtol=0, atol=0)
-    x_CPW = torch.randn(2, GENES + 2, 16)
+    x_RW, rows = torch.randn(2 * (GENES + 2), 16), CellRows((2, GENES + 2))
     compiled = torch.compile(model.decoder, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x_CPW), model.decoder(x_CPW), rtol=0, atol=0)
+    torch.testing.assert_close(compiled(x_RW, rows), model.decoder(x_RW, rows), rtol=0, atol=0)

@@ -10,17 +10,26 @@ pytest.importorskip("pydantic", reason="plans belong to the training layer")
 from cellfoundry_kernels import mask_cells, masked_mse
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.config import ModelConfig
+from cellfoundry_model.decoder_context import draw_context
 from cellfoundry_training.plan.memory import activation_bytes
 from cellfoundry_training.plan.workload import Workload
 
 GENES, CELLS, EXPRESSED = 100, 6, 60
 
 
-def saved_by_autograd(model: CellModel, indptr: torch.Tensor, gene_ids: torch.Tensor) -> tuple[int, Workload]:
+def saved_by_autograd(
+    model: CellModel, indptr: torch.Tensor, gene_ids: torch.Tensor, rate: float | None
+) -> tuple[int, Workload]:
     """Bytes of every storage, parameters aside, that a training forward keeps for backward, and its work."""
     own = {x.untyped_storage().data_ptr() for x in [*model.parameters(), *model.buffers()]}
     counts = 1.0 + torch.arange(len(gene_ids)) % 5
     masked = mask_cells(indptr, gene_ids, counts, torch.arange(CELLS), n_genes=GENES, seed=0, step=1)
+    tokens, rows, context = masked.position_N.numel(), CELLS * model.config.n_positions, None
+    entered = tokens + int((masked.mask_value_X == model.config.mask_token_id).sum())
+    if rate is not None:
+        context = draw_context(masked, torch.arange(CELLS), n_genes=GENES, rate=rate, seed=0, step=1)
+        kept_zeros = int((masked.mask_value_X == 0).sum())
+        entered = rows = entered + kept_zeros + len(context.position_S)
     saved: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -28,22 +37,25 @@ def saved_by_autograd(model: CellModel, indptr: torch.Tensor, gene_ids: torch.Te
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        masked_mse(model(masked), masked.target_X)
+        masked_mse(model(masked, context), masked.target_X)
     size = sum(x.untyped_storage().nbytes() for pointer, x in saved.items() if pointer not in own)
-    hidden = int((masked.mask_value_X == model.config.mask_token_id).sum())
     work = Workload(
         expressed=EXPRESSED,
-        tokens=masked.position_N.numel() / CELLS,
-        rows=model.config.n_positions,
-        hidden=hidden / CELLS,
+        tokens=tokens / CELLS,
+        rows=rows / CELLS,
+        entered=entered / CELLS,
         asked=masked.target_X.numel() / CELLS,
         flops=0.0,
     )
     return size, work
 
 
-@pytest.mark.parametrize(("encoder_depth", "decoder_depth"), [(1, 3), (4, 2)])
-def test_activation_bytes_are_what_the_kernels_save(encoder_depth: int, decoder_depth: int) -> None:
+@pytest.mark.parametrize(
+    ("encoder_depth", "decoder_depth", "rate"), [(1, 3, None), (4, 2, None), (1, 3, 0.3)]
+)
+def test_activation_bytes_are_what_the_kernels_save(
+    encoder_depth: int, decoder_depth: int, rate: float | None
+) -> None:
     config = ModelConfig(
         n_genes=GENES,
         bins=10,
@@ -62,5 +74,5 @@ def test_activation_bytes_are_what_the_kernels_save(encoder_depth: int, decoder_
     torch.manual_seed(0)
     indptr = torch.arange(0, EXPRESSED * (CELLS + 1), EXPRESSED)
     gene_ids = torch.cat([torch.randperm(GENES)[:EXPRESSED].sort().values for _ in range(CELLS)])
-    size, work = saved_by_autograd(CellModel(config), indptr, gene_ids)
+    size, work = saved_by_autograd(CellModel(config), indptr, gene_ids, rate)
     assert CELLS * activation_bytes(config, 4, work) == pytest.approx(size, rel=0.1)

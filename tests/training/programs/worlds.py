@@ -68,9 +68,9 @@ class World:
         return self.step.run(micro, step, rate)
 
 
-def losses(store: str, rank: int, ranks: int) -> Any:
+def losses(store: str, rank: int, ranks: int, *overrides: str) -> Any:
     """Losses of a few steps, the same global batches in every world, and the phases of the last one."""
-    world = World(store, rank, ranks, "zero_stage=1")
+    world = World(store, rank, ranks, "zero_stage=1", *overrides)
     outcomes = []
     with PrefetchedBatches(world.cells, CPU, ahead=2) as batches:
         for step in range(1, STEPS + 1):
@@ -81,6 +81,11 @@ def losses(store: str, rank: int, ranks: int) -> Any:
         "last": asdict(outcomes[-1]),
         "phases": world.clock.seconds(),
     }
+
+
+def sampled_losses(store: str, rank: int, ranks: int) -> Any:
+    """The same with a decoder that sees a sample of the zeros."""
+    return losses(store, rank, ranks, "decoder_context=sampled", "context_rate=0.3")
 
 
 def skips(store: str, rank: int, ranks: int) -> Any:
@@ -156,7 +161,8 @@ def _run(work: Any, store: str, folder: Path, rank: int, ranks: int) -> None:
 
 def main(store: str, folder: Path) -> None:
     fork = multiprocessing.get_context("fork")
-    for work, ranks in ((losses, 1), (losses, 2), (losses, 4), (skips, 2)):
+    sampled = ((sampled_losses, 1), (sampled_losses, 2))
+    for work, ranks in ((losses, 1), (losses, 2), (losses, 4), *sampled, (skips, 2)):
         processes = [
             fork.Process(target=_run, args=(work, store, folder, rank, ranks)) for rank in range(ranks)
         ]

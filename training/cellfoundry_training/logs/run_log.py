@@ -19,11 +19,12 @@ class RunLog:
     """Opens a run's log, new or resumed; metrics.jsonl loses what came after ``step``, since that will run again.
 
     A sink that fails (a tracking server that is down, a disk that is full) is given up with a warning, because the
-    run is worth more than its picture; metrics.jsonl has every number.
+    run is worth more than its picture; metrics.jsonl has every number, though late while the disk is full.
     """
 
     def __init__(self, metrics: Path, config: PretrainConfig, step: int) -> None:
         self._metrics = metrics
+        self._unwritten: list[Record] = []
         self._already = _last_steps(history.read(metrics))
         history.truncate_after(metrics, step)
         info = RunInfo(metrics.parent, config.model_dump(), step)
@@ -36,7 +37,8 @@ class RunLog:
 
     def write(self, record: Record) -> None:
         """Note a record of a step or an evaluation; numbers that are not finite stay out of the sinks."""
-        history.append(self._metrics, record)
+        self._unwritten.append(record)
+        self._write_lines()
         group = _group(record)
         values = scalars(record)
         for name, sink in list(self._sinks.items()):
@@ -48,6 +50,13 @@ class RunLog:
             except Exception as error:
                 del self._sinks[name]
                 _warn(name, error)
+
+    def _write_lines(self) -> None:
+        try:
+            history.append(self._metrics, self._unwritten)
+        except OSError:
+            return  # with the next line again
+        self._unwritten.clear()
 
     def close(self, finished: bool) -> None:
         """Close every sink."""

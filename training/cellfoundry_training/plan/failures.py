@@ -31,11 +31,13 @@ class Faults:
         between: mean time between failures of the whole cluster.
         save: how long training stands still for a checkpoint.
         restart: from a failure until steps run again.
+        write: how long a checkpoint is written while training goes on; the next save waits for it.
     """
 
     between: float
     save: float
     restart: float
+    write: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,15 @@ def _lost(within: float, count: int, faults: Faults, rng: np.random.Generator) -
 def best_interval(work: float, step: float, faults: Faults, seed: int = 0) -> tuple[Played, list[Played]]:
     """The interval with the lowest mean wall time, and all that were played.
 
-    Intervals are whole steps of ``step`` seconds, from an eighth to eight times Young's, the run's length at most.
+    Intervals are whole steps of ``step`` seconds, from an eighth to eight times Young's, the run's length at most,
+    but long enough for a checkpoint to be written meanwhile.
 
     Raises:
         TrainingError: failures so frequent that such a run would never end.
     """
     around = young_interval(faults) * 2.0 ** np.arange(-3, 3.5, 0.5)
-    steps = np.unique(np.clip(np.round(around / step), 1, max(1, work // step)))
+    fewest = max(1, np.ceil(faults.write / step))
+    steps = np.unique(np.clip(np.round(around / step), fewest, max(fewest, work // step)))
     shortest = float(steps[0] * step) + faults.save + faults.restart
     if shortest > HOPELESS * faults.between:
         raise TrainingError(

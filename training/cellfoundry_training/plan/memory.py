@@ -121,5 +121,5 @@ def _last_layer_bytes(model: ModelConfig, size: int, work: Workload) -> float:
 
 def _ends_bytes(model: ModelConfig, size: int, work: Workload) -> float:
     """Around the layers: the encoder's last norm, what enters the decoder, the last norms, the head."""
-    encoder = (2 * work.tokens + work.hidden) * model.encoder_width
+    encoder = (work.tokens + work.entered) * model.encoder_width
     return size * (encoder + 3 * work.asked * model.decoder_width)

@@ -27,8 +27,9 @@ class Workload:
     Attributes:
         expressed: genes.
         tokens: encoder tokens, T and S included.
-        rows: decoder rows.
-        hidden: positions that show the mask token.
+        rows: decoder rows; fewer than positions where the decoder sees a sample.
+        entered: rows that are projected into the decoder for this cell: tokens and positions that show the mask token,
+            or all rows of a sample.
         asked: chosen positions, whose expression is predicted.
         flops: useful FLOPs of forward and backward.
     """
@@ -36,7 +37,7 @@ class Workload:
     expressed: float
     tokens: float
     rows: float
-    hidden: float
+    entered: float
     asked: float
     flops: float
 
@@ -65,14 +66,26 @@ def average_workload(config: PretrainConfig, expressed: Sequence[int], n_genes: 
     lengths = np.round(kept + zeros * config.zero_mask_prob * config.random_prob).astype(int) + SPECIAL_TOKENS
     asked = seen * config.value_mask_prob + zeros * config.zero_mask_prob
     hidden = asked * config.replace_prob
-    entered, chosen, cells = lengths.sum() + hidden.sum(), asked.sum(), len(lengths)
-    forward = encoder_flops(model, lengths.tolist())
-    forward += decoder_flops(model, cells, round(float(entered)), round(float(chosen)))
+    entered, rows = lengths + hidden, np.full(len(lengths), float(model.n_positions))
+    is_sampled = config.decoder_context == "sampled"
+    if is_sampled:
+        # Chosen zeros that keep their value are no tokens, but are asked for.
+        kept_zeros = zeros * config.zero_mask_prob * (1 - config.replace_prob - config.random_prob)
+        seen_anyway = entered + kept_zeros
+        entered = rows = seen_anyway + config.context_rate * (model.n_positions - seen_anyway)
+    cells = len(lengths)
+    forward = encoder_flops(model, lengths.tolist()) + decoder_flops(
+        model,
+        cells,
+        round(float(entered.sum())),
+        round(float(asked.sum())),
+        round(float(rows.sum())) if is_sampled else None,
+    )
     return Workload(
         expressed=float(seen.mean()),
         tokens=float(lengths.mean()),
-        rows=float(model.n_positions),
-        hidden=float(hidden.mean()),
+        rows=float(rows.mean()),
+        entered=float(entered.mean()),
         asked=float(asked.mean()),
         flops=STEP_PER_FORWARD * forward / cells,
     )

@@ -1,0 +1,66 @@
+"""Predictions beside the source's obs: a table (.csv, .parquet), or obs of a copy of the source (.h5ad)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pandas as pd
+import pyarrow.parquet as pq
+from anndata.io import read_elem, write_elem
+
+from cellfoundry_serving.atomic import atomic_path, check_parent
+from cellfoundry_serving.errors import ServingError
+from cellfoundry_serving.outputs.base import OutputSpec
+from cellfoundry_serving.outputs.h5ad import write_base
+from cellfoundry_serving.outputs.parquet import obs_table
+
+SUFFIXES = (".csv", ".parquet", ".h5ad")
+UNS_KEY = "cellfoundry_prediction"
+
+
+def check_predictions_output(out: Path) -> None:
+    """Raises ServingError before any work where ``out`` cannot take predictions or has no folder."""
+    if out.suffix.lower() not in SUFFIXES:
+        raise ServingError(f"{out}: unknown output format; use one of {', '.join(SUFFIXES)}.")
+    if out.is_dir():
+        raise ServingError(f"{out} is a folder, so it is not replaced; give another name.")
+    check_parent(out)
+
+
+def write_predictions(
+    out: Path, source: Any, obs: pd.DataFrame, predicted: pd.DataFrame, provenance: dict[str, str]
+) -> None:
+    """Write ``predicted`` beside ``obs``, both (cells,) rows in one order; ``out`` appears whole or not at all.
+
+    A column of ``obs`` with a prediction's name is replaced: that is what an earlier prediction left.
+    """
+    suffix = out.suffix.lower()
+    with atomic_path(out) as partial:
+        if suffix == ".h5ad":
+            _write_h5ad(partial, source, obs, predicted, provenance)
+            return
+        table = obs_table(_beside(obs, predicted), reserved="cell")
+        if suffix == ".parquet":
+            metadata = {"cellfoundry": json.dumps(provenance)} | (table.schema.metadata or {})
+            pq.write_table(table.replace_schema_metadata(metadata), partial)
+        else:
+            table.to_pandas().to_csv(partial, index=False)
+
+
+def _beside(obs: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
+    kept = obs.drop(columns=[name for name in obs.columns if name in predicted.columns])
+    return pd.concat([kept, predicted.set_axis(kept.index, axis=0)], axis=1)
+
+
+def _write_h5ad(
+    path: Path, source: Any, obs: pd.DataFrame, predicted: pd.DataFrame, provenance: dict[str, str]
+) -> None:
+    write_base(path, OutputSpec("cell", predicted.shape, obs, (), provenance, source))
+    with h5py.File(path, "r+") as file:
+        if "uns" not in file:
+            write_elem(file, "uns", {})
+        write_elem(file, f"uns/{UNS_KEY}", provenance)
+        write_elem(file, "obs", _beside(read_elem(file["obs"]), predicted))

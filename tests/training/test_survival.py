@@ -1,0 +1,215 @@
+"""Runs that are hurt go on and come to the very result of the run that was not: real ranks, real signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cellfoundry_model.checkpoint import load_model
+from cellfoundry_training import checkpoint_files, history
+from cellfoundry_training.config import PretrainConfig, load_config
+from cellfoundry_training.errors import TrainingError
+from cellfoundry_training.files import RunFiles
+from cellfoundry_training.pretrain import PretrainResult, pretrain
+
+COMMAND = Path(sys.executable).parent / "cellfoundry"
+STEPS = 40
+SETTINGS = (
+    *(f"model.{side}_width=16" for side in ("encoder", "decoder")),
+    *(f"model.{side}_ffn_width=32" for side in ("encoder", "decoder")),
+    *("model.encoder_heads=2", "workers=2", "device=cpu", "zero_stage=1"),
+    *("batch_cells=4", "gradient_accumulation=2", "max_seconds=null", f"max_steps={STEPS}"),
+    *("validation_share=0.2", "eval_every_steps=20", "checkpoint_every_steps=5", "log_cells=true"),
+)
+CLOCK = {"seconds", "cells_per_s", "tokens_per_s", "mfu"}
+PATIENCE_S = 170
+
+
+def survivor(*overrides: str) -> PretrainConfig:
+    return load_config("tiny", [*SETTINGS, *overrides])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_local: None, store: Path, tmp_path_factory: pytest.TempPathFactory) -> PretrainResult:
+    return pretrain(survivor(), store, tmp_path_factory.mktemp("survival") / "undisturbed")
+
+
+def computed(path: Path) -> list[dict[str, Any]]:
+    """The lines of steps and evaluations without what the clock decides."""
+    lines = [line for line in history.read(path) if "warning" not in line]
+    return [
+        {key: value for key, value in line.items() if key not in CLOCK and not key.endswith("_s")}
+        for line in lines
+    ]
+
+
+def warnings(path: Path) -> list[str]:
+    return [line["warning"] for line in history.read(path) if "warning" in line]
+
+
+def steps_done(files: RunFiles) -> int:
+    newest = history.newest(files.metrics).step
+    return newest["step"] if newest else 0
+
+
+def wait_until(happened: Callable[[], bool], alive: Callable[[], bool]) -> None:
+    """Look often; the run must not end before."""
+    began = time.monotonic()
+    while not happened():
+        assert alive(), "the run ended before that happened"
+        assert time.monotonic() - began < PATIENCE_S
+        time.sleep(0.01)
+
+
+def ranks_of(process: psutil.Process) -> list[psutil.Process]:
+    """Ray Train's worker processes below ``process``."""
+    found = []
+    for child in process.children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_a_full_disk_and_a_killed_rank_change_nothing(
+    undisturbed: PretrainResult, store: Path, tmp_path: Path
+) -> None:
+    files = RunFiles(tmp_path / "run")
+    results: list[PretrainResult] = []
+    shown: list[dict[str, Any]] = []
+    run = threading.Thread(
+        target=lambda: results.append(pretrain(survivor(), store, files.folder, watch=shown.append))
+    )
+    run.start()
+    wait_until(lambda: steps_done(files) >= 1, run.is_alive)
+    ranks = ranks_of(psutil.Process())
+    assert len(ranks) == 2
+    former = [resource.prlimit(rank.pid, resource.RLIMIT_FSIZE, (65_536, -1)) for rank in ranks]
+    wait_until(lambda: bool(warnings(files.metrics)), run.is_alive)
+    for rank, limit in zip(ranks, former, strict=True):
+        resource.prlimit(rank.pid, resource.RLIMIT_FSIZE, limit)
+    failed_at = steps_done(files)
+    wait_until(lambda: bool(checkpoint_files.listed(files.checkpoints)), run.is_alive)
+    ranks[1].kill()
+    run.join()
+
+    (result,) = results
+    full, lost = warnings(files.metrics)
+    assert str(files.checkpoints) in full
+    assert "File too large" in full
+    assert "started again by itself on 2 ranks" in lost
+    assert f"losses of ranks are in {files.failure}" in lost
+    assert {record["warning"] for record in shown if "warning" in record} == {full, lost}
+    assert 0 < failed_at < STEPS
+    assert computed(files.metrics) == computed(undisturbed.history)
+    assert weights(result) == weights(undisturbed)
+
+
+def weights(result: PretrainResult) -> str:
+    return str(load_model(result.model_dir).info["weights_sha256"])
+
+
+def test_another_world_goes_on_from_the_checkpoint_before_a_damaged_one(
+    undisturbed: PretrainResult, store: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed.history.parent, run)
+    newest, before = checkpoint_files.listed(RunFiles(run).checkpoints)
+    part = next(newest.glob("*.safetensors"))
+    part.write_bytes(part.read_bytes()[:-1])
+    config = survivor("workers=1", "gradient_accumulation=4", "zero_stage=2")
+    resumed = pretrain(config, store, run, resume=True)
+    (sentence,) = warnings(resumed.history)
+    assert str(newest) in sentence
+    assert f"goes on from {before}" in sentence
+    ours, theirs = computed(resumed.history), computed(undisturbed.history)
+    assert [line.get("cell_rows") for line in ours] == [line.get("cell_rows") for line in theirs]
+    assert ours[-1]["heldout_loss"] == pytest.approx(theirs[-1]["heldout_loss"], rel=1e-5)
+    assert resumed.final_heldout_loss != undisturbed.final_heldout_loss  # it did compute anew
+
+
+@contextmanager
+def command_line(store: Path, run: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """The command line's pretraining, which Ctrl-C can reach; ended, with what it started, if the block fails."""
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    call = [COMMAND, "train", "pretrain", "--config", "tiny", "--store", store, "--run", run]
+    process = subprocess.Popen(
+        [*map(str, call), *settings, *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                for each in (*psutil.Process(process.pid).children(recursive=True), process):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        each.kill()
+
+
+@pytest.fixture(scope="module")
+def stopped(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that SIGTERM ended."""
+    files = RunFiles(tmp_path_factory.mktemp("stopped") / "run")
+    with command_line(store, files.folder) as process:
+        wait_until(lambda: steps_done(files) >= 2, lambda: process.poll() is None)
+        process.terminate()
+        errors = process.communicate(timeout=PATIENCE_S)[1]
+    assert process.returncode == 143
+    step = steps_done(files)
+    assert 2 <= step < STEPS
+    assert errors.splitlines()[-1].endswith(f"was stopped, saved at step {step}: --resume continues it")
+    assert checkpoint_files.step_of(checkpoint_files.listed(files.checkpoints)[0]) == step
+    return files.folder
+
+
+def test_sigterm_saves_where_the_run_stands(
+    stopped: Path, undisturbed: PretrainResult, store: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    resumed = pretrain(survivor(), store, run, resume=True)
+    assert computed(resumed.history) == computed(undisturbed.history)
+    assert weights(resumed) == weights(undisturbed)
+
+
+def test_ctrl_c_leaves_a_run_that_can_go_on(stopped: Path, store: Path, tmp_path: Path) -> None:
+    files = RunFiles(tmp_path / "run")
+    shutil.copytree(stopped, files.folder)
+    before = steps_done(files)
+    with command_line(store, files.folder, "--resume") as process:
+        wait_until(lambda: steps_done(files) > before, lambda: process.poll() is None)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=PATIENCE_S)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert checkpoint_files.step_of(checkpoint_files.listed(files.checkpoints)[0]) >= before
+
+
+def test_a_run_of_an_older_version_is_refused(stopped: Path, store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copy(stopped / "config.yaml", run)
+    (run / "checkpoints" / "checkpoint_manager_snapshot.json").write_text("{}")
+    with pytest.raises(TrainingError, match=r"checkpoints of an earlier CellFoundry.*start another --run"):
+        pretrain(survivor(), store, run, resume=True)
