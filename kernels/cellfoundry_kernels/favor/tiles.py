@@ -95,7 +95,7 @@ BFLOAT16: dict[tuple[int, Kernel], dict[int, Tile]] = {
 SINGLE: dict[Kernel, dict[int, Tile]] = {
     "key_sums": dict.fromkeys((16, 32, 64), Tile(32, 32, 8, 1)),
     "queries": {16: Tile(32, 64, 8, 1), 32: Tile(32, 64, 8, 1), 64: Tile(32, 16, 8, 1)},
-    "backward_queries": {16: Tile(16, 64, 8, 1), 32: Tile(16, 16, 8, 1), 64: Tile(16, 64, 8, 1)},
+    "backward_queries": {16: Tile(16, 64, 8, 1, hoists=False), 32: Tile(16, 16, 8, 1), 64: Tile(16, 64, 8, 1)},
     "gradient_sums": dict.fromkeys((16, 32, 64), Tile(32, 32, 8, 1)),
     "backward_keys": {16: Tile(16, 16, 8, 1), 32: Tile(32, 16, 8, 1), 64: Tile(32, 16, 8, 1)},
 }
