@@ -1,4 +1,4 @@
-"""Backward kernel of FAVOR+ over keys: dK and dV, from what ``backward_queries`` summed.
+"""Backward kernel of FAVOR+ over keys: dK and dV, from what ``backward_sums`` summed.
 
 A key's logits have the gradient ``w E / B ((v - o) . X + x)``, its value has ``w sum (E + eps) / B X``.
 
@@ -147,7 +147,7 @@ def backward_keys_kernel(
         scale_N = inverse_N * largest
         if PRECISION == "ieee":
             # A loop, and operands from the cache: the plain cores hold rows of operands in registers, and those of
-            # more than one block at a time spill.
+            # more than one block at a time spill, with triton 3.9 at heads of 64 no less than 24 bytes.
             for block in tl.range(0, FULL + 1):
                 feature_M = block_features(block, FULL, BLOCK_M, BLOCK_M)
                 is_feature_M = feature_M < FEATURES
