@@ -1,18 +1,19 @@
 """FAVOR+ on NVIDIA GPUs: the launches, registered with torch as one op and its backward.
 
-Feature maps stay in registers, and the operands that every position meets (projection, context) in shared memory.
+Feature maps stay in registers, and the operands that every position meets (projection, its rests, context) in shared
+memory; float32 reads them from the cache in most kernels.
 Sums over positions are split among programs and added in a fixed order, so a result repeats bit for bit; the
 number of splits follows the number of cells and heads.
 
-Work at 266 features and heads of 64, in products of 2 M K FLOPs a row: keys 2, queries 2; backward 4 for dQ (the
-output again, see ``backward_queries``), 2 for the sums, 4 for dK and dV, so 10 where 8 are needed. Feature blocks
-add 2 %, the 16 columns of sums and offsets 12 % (both sums) and 12 % (dK, dV). Exponentials are M a row and kernel:
-2 forward, 3 backward. On H100 a row takes 17 cycles of its multiprocessor for the exponentials of a kernel, 17 for
-two products, and 24 to 38 for issuing the instructions: that is what bounds these kernels.
+Work at 266 features and heads of 64, in products of 2 M K FLOPs a row of bfloat16: keys 4 (of the rests of projection
+and weights too, see ``blocks``), queries 2; backward 5 for dQ (the output again, see ``backward_queries``), 3 for the
+sums, 5 for dK and dV, so 19 where 12 are needed. Feature blocks add 2 %, the 16 columns of sums and offsets 12 % (keys),
+5 % (dQ), 17 % (sums) and 10 % (dK, dV). Exponentials are M a row and kernel: 2 forward, 3 backward. At H100's peak a
+row takes 17 cycles of its multiprocessor for the exponentials of a kernel, and 8 for each product.
 
 Memory beside the inputs and results, C cells of H heads: partial sums, 70 KB a program of at most
-max(1024, C H) (73 MB at C H <= 1024); context 34 KB a (cell, head); 8 bytes a query, 12 in backward. 64 cells of
-19,266 positions and 8 heads: 0.2 GB, where one feature map in bfloat16 is 5.2 GB.
+max(1024, C H) (73 MB at C H <= 1024); context 34 KB a (cell, head); 12 bytes a query, 16 in backward. 64 cells of
+19,266 positions and 8 heads: 0.3 GB, where one feature map in bfloat16 is 5.2 GB.
 
 Shape legend: C cells, H heads, P key positions, Q query positions, K head dim, M features; X = 2 to 4 numbers.
 """
