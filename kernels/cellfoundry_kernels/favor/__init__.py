@@ -28,8 +28,8 @@ def favor_attention(
 
     On a GPU no feature map is written to memory and keys are read once: their maximum is found while their
     exponentials are summed, and the sums are scaled when it is known. The result is that of a maximum taken first,
-    which would read the keys twice, so there is no choice of it. bfloat16 inputs meet the projection in float16,
-    their own bits and three more; float16 and float32 inputs in float32.
+    which would read the keys twice, so there is no choice of it. bfloat16 inputs meet the projection in float16
+    and what that rounding left of it, 22 bits, where errors would show; float16 and float32 inputs in float32.
 
     Args:
         q_CHQK: Queries, (C, H, Q, K); fp32, fp16, bf16 (fp64 with the reference). Views of (C, Q, H, K) are
@@ -41,8 +41,8 @@ def favor_attention(
             sampling rate where positions are a sample. It does not move ``s``, and gets no gradient.
 
     Returns:
-        (C, H, Q, K) in the inputs' dtype. Forward FLOPs 4 C H (P + Q) M K, backward twice that (2.5 times on the
-        GPU, where features and outputs are made again); bytes at least 2 C H (P + Q) K elements forward, twice that
+        (C, H, Q, K) in the inputs' dtype. Forward FLOPs 4 C H (P + Q) M K, backward twice that (on the GPU 6 and 13
+        instead of 4 and 8 products of bfloat16: features and outputs are made again, rests of rounding multiplied); bytes at least 2 C H (P + Q) K elements forward, twice that
         backward. Memory beside inputs and results: on the GPU below 0.3 GB for 64 published cells (see
         ``kernel``); the reference holds the two (C, H, P, M) maps in float32, 10 GB each for those.
 

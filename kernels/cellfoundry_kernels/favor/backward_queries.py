@@ -1,10 +1,9 @@
-"""Backward kernels of FAVOR+ over queries: dQ, and sums over queries that the keys' gradients need.
+"""Backward kernel of FAVOR+ over queries: dQ.
 
-Features are computed again; ``forward`` kept each query's normaliser. Its features share it: ``share = E B / (sum
-E B + epsilon's)``, the output is ``o + share C``. With ``g`` its gradient and ``d = g . (out - o)``, the logits
+Features are computed again; ``forward_queries`` kept each query's normaliser. Its features share it: ``share = E B /
+(sum E B + epsilon's)``, the output is ``o + share C``. With ``g`` its gradient and ``d = g . (out - o)``, the logits
 have the gradient ``share (g . C - d)``: that takes ``d`` exactly, and so repeats ``share C`` instead of reading a
-rounded output. Summed over queries, ``X = sum share g`` and ``x = -sum share d``, epsilon's part added, are B times
-the gradients of the sums over keys (see ``backward_keys``).
+rounded output.
 
 Shape legend: see ``blocks``.
 """
@@ -21,16 +20,17 @@ from cellfoundry_kernels.favor.blocks import (
     add_products,
     as_columns,
     as_operand,
-    as_summand,
     block_features,
+    exact_products,
     load_blocks,
     load_column,
+    load_rests,
     load_rows,
     power_of_two,
+    rest_of,
     store_rows,
     sums_as_column,
-    zero_block_sums,
-    zero_blocks,
+    zero_sums,
 )
 
 # Shares times 2^12 stay below 16,384 with the room that rows are divided by: float16 keeps shares down to 1.5e-8
@@ -47,6 +47,7 @@ def backward_queries_kernel(
     rows_ptr,
     delta_ptr,
     projection_ptr,
+    rest_ptr,
     context_ptr,
     log_mass_ptr,
     columns_ptr,
@@ -74,6 +75,8 @@ def backward_queries_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    DISABLE_LICM: tl.constexpr,
+    HOLDS_RESTS: tl.constexpr,
 ) -> None:
     """DQ and ``d`` of one split of one head's queries."""
     group = (tl.program_id(0) // cell_splits).to(tl.int64)
@@ -85,34 +88,48 @@ def backward_queries_kernel(
     grad_q_ptr += cell * grad_q_cell + head * grad_q_head
     context_ptr += group * FEATURES * CHANNELS
     log_mass_ptr += group * FEATURES
-    rows_ptr += group * positions * 2
+    rows_ptr += group * positions * 3
     delta_ptr += group * positions
     projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    rests = load_rests(rest_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K, HOLDS_RESTS)
     context = load_blocks(context_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
     columns_ptr += group * 2 * CHANNELS
-    epsilon_share = tl.load(scalars_ptr + group * 3)
+    epsilon_share = tl.load(scalars_ptr + group * 4)
 
-    for start in tl.range(first, last, BLOCK_N, disable_licm=True):
+    for start in tl.range(first, last, BLOCK_N, disable_licm=DISABLE_LICM):
         row_N = tl.minimum(tl.arange(0, BLOCK_N), last - 1 - start)
         is_query_N = start + tl.arange(0, BLOCK_N) < last
         q_NK = load_rows(q_ptr, start, row_N, q_row, BLOCK_K, CHANNELS)
         q_NK = as_operand(q_NK, projection[0])
-        rows = rows_ptr + 2 * (start + tl.arange(0, BLOCK_N))
-        shift_N = tl.load(rows, mask=is_query_N, other=float("inf")) - LOG2_GAIN
-        shares = ()
+        rows = rows_ptr + 3 * (start + row_N)
+        # Relative to the query's largest product, shares fill float16's range, however small they are.
+        top_N = tl.load(rows + 2)
+        shift_N = top_N - LOG2_GAIN
+        shares, total = (), zero_sums(BLOCK_N, PRECISION)
         out_NK = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         for block in tl.static_range(FULL + 1):
             feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
             log_mass_M = tl.load(log_mass_ptr + feature_M, mask=feature_M < FEATURES, other=float("-inf"))
-            logits_NM = tl.dot(q_NK, tl.trans(projection[block]), input_precision=PRECISION)
+            rest_MK = rest_of(
+                rests, rest_ptr, block, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K, HOLDS_RESTS
+            )
+            logits_NM = exact_products(q_NK, projection[block], rest_MK, PRECISION)
             share_NM = tl.math.exp2(logits_NM * scale + log_mass_M[None, :] - shift_N[:, None]).to(q_NK.dtype)
             out_NK = tl.dot(share_NM, context[block], out_NK, input_precision=PRECISION)
+            ones = as_columns(tl.full([share_NM.shape[1]], 1.0, tl.float32), q_NK, PRECISION)
+            total = add_products(total, share_NM, ones, PRECISION)
             shares += (share_NM,)
+
+        # Shares add up to 1 with epsilon's as they were rounded: where one is nearly 1, what is left of it counts.
+        inverse_N = tl.load(rows + 1)
+        factor_N = tl.math.exp2(top_N - tl.load(rows) - LOG2_GAIN) / inverse_N
+        inverse_N = 1.0 / (factor_N * sums_as_column(total, PRECISION) + epsilon_share)
+        factor_N *= inverse_N
 
         scale_K = load_column(columns_ptr + CHANNELS, BLOCK_K, CHANNELS)
         grad_NK = load_rows(grad_out_ptr, start, row_N, grad_row, BLOCK_K, CHANNELS).to(tl.float32)
         grad_NK *= scale_K[None, :]
-        delta_N = tl.sum(grad_NK * out_NK, 1) * tl.math.exp2(-LOG2_GAIN)
+        delta_N = tl.sum(grad_NK * out_NK, 1) * factor_N
         tl.store(delta_ptr + start + tl.arange(0, BLOCK_N), delta_N, mask=is_query_N)
         size_N = power_of_two(tl.max(tl.abs(grad_NK), 1)) * ROOM
         grad_NK = (grad_NK * (1.0 / size_N)[:, None]).to(q_NK.dtype)
@@ -123,158 +140,9 @@ def backward_queries_kernel(
             grad_logits_NM = shares[block] * grad_share_NM.to(q_NK.dtype)
             grad_q_NK = tl.dot(grad_logits_NM, projection[block], grad_q_NK, input_precision=PRECISION)
         # The logits' gradients of a query sum to d times epsilon's share.
-        inverse_N = tl.load(rows + 1, mask=is_query_N, other=0.0)
         slope_N = delta_N * epsilon_share * inverse_N
-        size_N *= tl.math.exp2(-LOG2_GAIN)
+        size_N *= factor_N
         # Read again: holding the queries until here costs registers, and they are in the cache.
         q_NK = load_rows(q_ptr, start, row_N, q_row, BLOCK_K, CHANNELS).to(tl.float32)
         grad_q_NK = root * (grad_q_NK * size_N[:, None] - root * slope_N[:, None] * q_NK)
         store_rows(grad_q_ptr, grad_q_NK, start, row_N, is_query_N, grad_q_row, BLOCK_K, CHANNELS)
-
-
-@triton.jit
-def gradient_sums_kernel(
-    q_ptr,
-    grad_out_ptr,
-    rows_ptr,
-    delta_ptr,
-    projection_ptr,
-    sums_ptr,
-    slopes_ptr,
-    scale,
-    q_cell,
-    q_head,
-    q_row,
-    grad_cell,
-    grad_head,
-    grad_row,
-    heads,
-    positions,
-    split_positions,
-    cell_splits,
-    FEATURES: tl.constexpr,
-    FULL: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    TAIL_M: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-) -> None:
-    """Sums of ``g`` and ``d`` over one split of one head's queries, by feature.
-
-    A feature's exponentials are over the denominator, and so is the constant feature's 1.
-    """
-    program = tl.program_id(0).to(tl.int64)
-    group = program // cell_splits
-    cell, head = group // heads, group % heads
-    first = (tl.program_id(0) % cell_splits) * split_positions
-    last = tl.minimum(first + split_positions, positions)
-    q_ptr += cell * q_cell + head * q_head
-    grad_out_ptr += cell * grad_cell + head * grad_head
-    rows_ptr += group * positions * 2
-    delta_ptr += group * positions
-    projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
-    tail_MK = projection[FULL]
-    sums = zero_blocks(FULL, BLOCK_M, BLOCK_K)
-    slopes = zero_block_sums(FULL, BLOCK_M, PRECISION)
-    sum_KM = tl.zeros([BLOCK_K, TAIL_M], tl.float32)
-    slope_NM = tl.zeros([BLOCK_N, TAIL_M], tl.float32)
-    feature_M = FULL * BLOCK_M + tl.arange(0, TAIL_M)
-    is_constant_M = feature_M == FEATURES
-    for start in tl.range(first, last, BLOCK_N, disable_licm=True):
-        row_N = tl.minimum(tl.arange(0, BLOCK_N), last - 1 - start)
-        is_query_N = start + tl.arange(0, BLOCK_N) < last
-        q_NK = as_operand(load_rows(q_ptr, start, row_N, q_row, BLOCK_K, CHANNELS), projection[0])
-        grad_NK = load_rows(grad_out_ptr, start, row_N, grad_row, BLOCK_K, CHANNELS)
-        rows = rows_ptr + 2 * (start + tl.arange(0, BLOCK_N))
-        log_total_N = tl.load(rows, mask=is_query_N, other=float("inf"))
-        inverse_N = tl.load(rows + 1, mask=is_query_N, other=0.0)
-        delta_N = tl.load(delta_ptr + start + tl.arange(0, BLOCK_N), mask=is_query_N, other=0.0)
-        grad_NK = as_summand(grad_NK)
-        delta = as_columns(delta_N, grad_NK, PRECISION)
-        new_sums, new_slopes = (), ()
-        for block in tl.static_range(FULL):
-            logits_MN = tl.dot(projection[block], tl.trans(q_NK), input_precision=PRECISION)
-            share_MN = tl.math.exp2(logits_MN * scale - log_total_N[None, :]).to(grad_NK.dtype)
-            new_sums += (tl.dot(share_MN, grad_NK, sums[block], input_precision=PRECISION),)
-            new_slopes += (add_products(slopes[block], share_MN, delta, PRECISION),)
-        sums, slopes = new_sums, new_slopes
-        logits_NM = tl.dot(q_NK, tl.trans(tail_MK), input_precision=PRECISION)
-        share_NM = tl.math.exp2(logits_NM * scale - log_total_N[:, None])
-        share_NM = tl.where(is_constant_M[None, :], inverse_N[:, None], share_NM).to(grad_NK.dtype)
-        sum_KM = tl.dot(tl.trans(grad_NK), share_NM, sum_KM, input_precision=PRECISION)
-        slope_NM += share_NM.to(tl.float32) * delta_N[:, None]
-
-    PADDED_M: tl.constexpr = FULL * BLOCK_M + TAIL_M
-    sums_ptr += program * PADDED_M * CHANNELS
-    slopes_ptr += program * PADDED_M
-    column_K = tl.arange(0, BLOCK_K)
-    is_column_K = column_K < CHANNELS
-    offset_KM = column_K[:, None] + feature_M[None, :] * CHANNELS
-    tl.store(sums_ptr + offset_KM, sum_KM, mask=is_column_K[:, None])
-    tl.store(slopes_ptr + feature_M, tl.sum(slope_NM, 0))
-    for block in tl.static_range(FULL):
-        feature_M = block * BLOCK_M + tl.arange(0, BLOCK_M)
-        offset_MK = feature_M[:, None] * CHANNELS + column_K[None, :]
-        tl.store(sums_ptr + offset_MK, sums[block], mask=is_column_K[None, :])
-        tl.store(slopes_ptr + feature_M, sums_as_column(slopes[block], PRECISION))
-
-
-@triton.jit
-def gradient_context_kernel(
-    sums_ptr,
-    slopes_ptr,
-    log_mass_ptr,
-    scalars_ptr,
-    table_ptr,
-    offset_ptr,
-    columns_ptr,
-    largest_ptr,
-    epsilon,
-    cell_splits,
-    FEATURES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    PADDED_M: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-) -> None:
-    """A head's splits become the table X (over a power of two a column) and the offset x, as ``context_kernel``.
-
-    ``columns`` are those powers and ``eps sum X / B``; ``largest`` is the largest ``|x|``.
-    """
-    group = tl.program_id(0).to(tl.int64)
-    feature_M = tl.arange(0, BLOCK_M)
-    column_D = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    is_feature_M, is_column_D = feature_M < FEATURES, column_D < CHANNELS
-    is_value_MD = is_feature_M[:, None] & is_column_D[None, :]
-    offset_MD = feature_M[:, None] * CHANNELS + column_D[None, :]
-
-    sum_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    slope_M = tl.zeros([BLOCK_M], tl.float32)
-    value_D = tl.zeros([BLOCK_D], tl.float32)
-    total = tl.zeros([], tl.float32)
-    for split in range(cell_splits):
-        program = group * cell_splits + split
-        sum_MD += tl.load(sums_ptr + program * PADDED_M * CHANNELS + offset_MD, mask=is_value_MD, other=0.0)
-        slope_M += tl.load(slopes_ptr + program * PADDED_M + feature_M, mask=is_feature_M, other=0.0)
-        constant = program * PADDED_M + FEATURES
-        value_D += tl.load(sums_ptr + constant * CHANNELS + column_D, mask=is_column_D, other=0.0)
-        total += tl.load(slopes_ptr + constant)
-
-    log_mass_M = tl.load(log_mass_ptr + group * FEATURES + feature_M, mask=is_feature_M, other=0.0)
-    mass_M = tl.where(is_feature_M, tl.math.exp2(log_mass_M), 0.0)
-    grad_MD = tl.where(is_value_MD, sum_MD + epsilon * value_D[None, :], 0.0)
-    table_MD = grad_MD * mass_M[:, None]
-    scale_D = power_of_two(tl.max(tl.abs(table_MD), 0))
-    largest_mass = tl.math.exp2(tl.load(scalars_ptr + group * 3 + 1))
-    epsilon_D = epsilon * tl.sum(grad_MD, 0) / largest_mass
-    table_MD = table_MD / scale_D[None, :]
-    table_ptr += group * FEATURES * CHANNELS
-    tl.store(table_ptr + offset_MD, table_MD.to(table_ptr.dtype.element_ty), mask=is_value_MD)
-    tl.store(columns_ptr + group * 2 * CHANNELS + column_D, scale_D, mask=is_column_D)
-    tl.store(columns_ptr + group * 2 * CHANNELS + CHANNELS + column_D, epsilon_D, mask=is_column_D)
-    if tl.program_id(1) == 0:
-        offset_M = -mass_M * (slope_M + epsilon * total)
-        tl.store(offset_ptr + group * FEATURES + feature_M, offset_M, mask=is_feature_M)
-        tl.store(largest_ptr + group, tl.max(tl.abs(offset_M), 0))

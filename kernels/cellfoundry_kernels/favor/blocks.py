@@ -44,10 +44,44 @@ def load_column(ptr, BLOCK_K: tl.constexpr, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def block_features(block: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr):
-    """Feature numbers of one block."""
-    size: tl.constexpr = BLOCK_M if block < FULL else TAIL_M
-    return block * BLOCK_M + tl.arange(0, size)
+def block_features(block, FULL: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr):
+    """Feature numbers of one block; ``block`` is a constant, unless all blocks have one size."""
+    if BLOCK_M == TAIL_M:
+        feature_M = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    else:
+        size: tl.constexpr = BLOCK_M if block < FULL else TAIL_M
+        feature_M = block * BLOCK_M + tl.arange(0, size)
+    return feature_M
+
+
+@triton.jit
+def load_features(ptr, feature_M, FEATURES: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """A (M, K) tile of a (features, channels) matrix, zeros past its end."""
+    column_K = tl.arange(0, BLOCK_K)
+    mask_MK = (feature_M < FEATURES)[:, None] & (column_K < CHANNELS)[None, :]
+    return tl.load(ptr + (feature_M[:, None] * CHANNELS + column_K[None, :]), mask=mask_MK, other=0.0)
+
+
+@triton.jit
+def load_block(
+    ptr, block, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One block of such a matrix."""
+    feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
+    return load_features(ptr, feature_M, FEATURES, CHANNELS, BLOCK_K)
+
+
+@triton.jit
+def load_full_blocks(
+    ptr, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """As ``load_blocks``, without the tail."""
+    tiles = ()
+    for block in tl.static_range(FULL):
+        tiles += (load_block(ptr, block, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K),)
+    return tiles
 
 
 @triton.jit
@@ -55,14 +89,10 @@ def load_blocks(
     ptr, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A (features, channels) matrix as a tuple of (M, K) tiles, zeros past its end."""
+    """A (features, channels) matrix as a tuple of tiles."""
     tiles = ()
-    column_K = tl.arange(0, BLOCK_K)
     for block in tl.static_range(FULL + 1):
-        feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
-        mask_MK = (feature_M < FEATURES)[:, None] & (column_K < CHANNELS)[None, :]
-        offset_MK = feature_M[:, None] * CHANNELS + column_K[None, :]
-        tiles += (tl.load(ptr + offset_MK, mask=mask_MK, other=0.0),)
+        tiles += (load_block(ptr, block, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K),)
     return tiles
 
 
@@ -99,6 +129,30 @@ def add_products(sums, rows_MN, columns, PRECISION: tl.constexpr):
     else:
         sums = tl.dot(rows_MN, columns, sums)
     return sums
+
+
+@triton.jit
+def add_weighted(sums_MK, column, weight_MN, rows_NK, columns):
+    """Adds weighted sums of rows, and the products of the weights with a column of ``as_columns``.
+
+    bfloat16 alone would round the weights by 2^-9: what that left is added too, which makes it 2^-17.
+    """
+    rounded_MN = weight_MN.to(rows_NK.dtype)
+    rest_MN = (weight_MN - rounded_MN.to(tl.float32)).to(rows_NK.dtype)
+    sums_MK = tl.dot(rest_MN, rows_NK, tl.dot(rounded_MN, rows_NK, sums_MK))
+    column = tl.dot(rest_MN, columns, tl.dot(rounded_MN, columns, column))
+    return sums_MK, column
+
+
+@triton.jit
+def add_weighted_columns(sums_KM, weight_NM, rows_NK, PRECISION: tl.constexpr):
+    """``add_weighted`` of rows alone, as (K, M)."""
+    rounded_NM = weight_NM.to(rows_NK.dtype)
+    sums_KM = tl.dot(tl.trans(rows_NK), rounded_NM, sums_KM, input_precision=PRECISION)
+    if PRECISION != "ieee":
+        rest_NM = (weight_NM - rounded_NM.to(tl.float32)).to(rows_NK.dtype)
+        sums_KM = tl.dot(tl.trans(rows_NK), rest_NM, sums_KM, input_precision=PRECISION)
+    return sums_KM
 
 
 @triton.jit
@@ -163,6 +217,44 @@ def as_operand(rows_NK, like):
         rows_NK = tl.minimum(rows_NK, 65504.0, propagate_nan=tl.PropagateNan.ALL)
         rows_NK = tl.maximum(rows_NK, -65504.0, propagate_nan=tl.PropagateNan.ALL)
     return rows_NK.to(like.dtype)
+
+
+# What rounding the projection to float16 left of it, its rests, is multiplied too, which makes it 22 bits: exponents
+# of 10 and more would else miss by a thousandth, and gradients by a few times that. Float32 has no rests.
+
+
+@triton.jit
+def load_rests(
+    ptr, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr, HOLDS_RESTS: tl.constexpr,
+):  # fmt: skip
+    """The rests as ``load_blocks``, or nothing where ``rest_of`` loads them again for every tile of positions."""
+    tiles = ()
+    if HOLDS_RESTS:
+        tiles = load_blocks(ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    return tiles
+
+
+@triton.jit
+def rest_of(
+    tiles, ptr, block: tl.constexpr, FEATURES: tl.constexpr, FULL: tl.constexpr, BLOCK_M: tl.constexpr,
+    TAIL_M: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr, HOLDS_RESTS: tl.constexpr,
+):  # fmt: skip
+    """The rests (M, K) of one block."""
+    if HOLDS_RESTS:
+        rest_MK = tiles[block]
+    else:
+        rest_MK = load_block(ptr, block, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    return rest_MK
+
+
+@triton.jit
+def exact_products(rows_NK, tile_MK, rest_MK, PRECISION: tl.constexpr):
+    """Products (N, M) of rows with features and their rests."""
+    logits_NM = tl.dot(rows_NK, tl.trans(tile_MK), input_precision=PRECISION)
+    if PRECISION != "ieee":
+        logits_NM = tl.dot(rows_NK, tl.trans(rest_MK), logits_NM)
+    return logits_NM
 
 
 @triton.jit

@@ -1,20 +1,21 @@
 """FAVOR+ on NVIDIA GPUs: the launches, registered with torch as one op and its backward.
 
-Feature maps stay in registers, and the operands that every position meets (projection, context) in shared memory.
+Feature maps stay in registers, and the operands that every position meets (projection, its rests, context) in shared
+memory; float32 reads them from the cache in most kernels.
 Sums over positions are split among programs and added in a fixed order, so a result repeats bit for bit; the
 number of splits follows the number of cells and heads.
 
-Work at 266 features and heads of 64, in products of 2 M K FLOPs a row: keys 2, queries 2; backward 4 for dQ (the
-output again, see ``backward_queries``), 2 for the sums, 4 for dK and dV, so 10 where 8 are needed. Feature blocks
-add 2 %, the 16 columns of sums and offsets 12 % (both sums) and 12 % (dK, dV). Exponentials are M a row and kernel:
-2 forward, 3 backward. On H100 a row takes 17 cycles of its multiprocessor for the exponentials of a kernel, 17 for
-two products, and 24 to 38 for issuing the instructions: that is what bounds these kernels.
+Work at 266 features and heads of 64, in products of 2 M K FLOPs a row of bfloat16: keys 4 (of the rests of projection
+and weights too, see ``blocks``), queries 2; backward 5 for dQ (the output again, see ``backward_queries``), 3 for the
+sums, 5 for dK and dV, so 19 where 12 are needed. Feature blocks add 2 %, the 16 columns of sums and offsets 12 % (keys),
+5 % (dQ), 17 % (sums) and 10 % (dK, dV). Exponentials are M a row and kernel: 2 forward, 3 backward. At H100's peak a
+row takes 17 cycles of its multiprocessor for the exponentials of a kernel, and 8 for each product.
 
 Memory beside the inputs and results, C cells of H heads: partial sums, 70 KB a program of at most
-max(1024, C H) (73 MB at C H <= 1024); context 34 KB a (cell, head); 8 bytes a query, 12 in backward. 64 cells of
-19,266 positions and 8 heads: 0.2 GB, where one feature map in bfloat16 is 5.2 GB.
+max(1024, C H) (73 MB at C H <= 1024); context 34 KB a (cell, head); 12 bytes a query, 16 in backward. 64 cells of
+19,266 positions and 8 heads: 0.3 GB, where one feature map in bfloat16 is 5.2 GB.
 
-Shape legend: C cells, H heads, P key positions, Q query positions, K head dim, M features; X = 2 or 3 numbers.
+Shape legend: C cells, H heads, P key positions, Q query positions, K head dim, M features; X = 2 to 4 numbers.
 """
 
 from __future__ import annotations
@@ -26,30 +27,31 @@ import triton
 from torch import Tensor
 
 from cellfoundry_kernels.favor.backward_keys import backward_keys_kernel
-from cellfoundry_kernels.favor.backward_queries import (
-    backward_queries_kernel,
-    gradient_context_kernel,
-    gradient_sums_kernel,
-)
-from cellfoundry_kernels.favor.forward import context_kernel, key_sums_kernel, queries_kernel
+from cellfoundry_kernels.favor.backward_queries import backward_queries_kernel
+from cellfoundry_kernels.favor.backward_sums import gradient_context_kernel, gradient_sums_kernel
+from cellfoundry_kernels.favor.forward_keys import context_kernel, key_sums_kernel
+from cellfoundry_kernels.favor.forward_queries import queries_kernel
+from cellfoundry_kernels.favor.published import published_launches
 from cellfoundry_kernels.favor.reference import FAVOR_EPSILON
 from cellfoundry_kernels.favor.tiles import (
     LOG2_E,
     REDUCE_COLUMNS,
-    REDUCE_OPTIONS,
-    Kernel,
     constants,
     empty_heads_inside,
     operand_dtype,
-    padded_features,
     reduce_constants,
+    reduce_options,
     row_strides,
     sizes_of,
     splits,
-    tile_for,
+    sums_constants,
+    sums_features,
+    sums_parts,
     with_dense_rows,
 )
-from cellfoundry_kernels.launch import TYPE_NAMES, Launch, argument_types, registered_op
+from cellfoundry_kernels.launch import registered_op
+
+__all__ = ["favor_attention", "published_launches"]
 
 
 @registered_op("favor_attention")
@@ -63,34 +65,36 @@ def _forward(
     if not cells * heads * queries:
         return results
     q_CHQK, k_CHPK, v_CHPK = with_dense_rows(q_CHQK), with_dense_rows(k_CHPK), with_dense_rows(v_CHPK)
-    projection_MK, weight_CP = _prepared(projection_MK, weight_CP, context_CHMK.dtype)
+    rounded_MK, weight_CP = _prepared(projection_MK, weight_CP, context_CHMK.dtype)
+    rest_MK = _rest_of(projection_MK, rounded_MK)
     features, positions, groups = len(projection_MK), k_CHPK.shape[2], cells * heads
     scales = _scales(head_dim)
 
-    sizes = sizes_of("sums", k_CHPK)
+    sizes = sizes_of("key_sums", k_CHPK)
     cell_splits, split_positions = splits(groups, positions, sizes)
-    programs, padded = groups * cell_splits, padded_features(features, sizes.features)
+    programs, padded = groups * cell_splits, sums_features(features, k_CHPK.dtype, sizes)
+    parts = sums_parts(features, k_CHPK.dtype, sizes)
     sums = scalars_CHX.new_empty(programs, padded, head_dim)
-    masses, tops = sums.new_empty(programs, padded), sums.new_empty(programs, 2)
-    key_sums_kernel[(programs,)](
-        *(k_CHPK, v_CHPK, weight_CP, projection_MK, sums, masses, tops),
+    masses, tops = sums.new_empty(programs, padded), sums.new_empty(programs, parts, 2)
+    key_sums_kernel[(programs, parts)](
+        *(k_CHPK, v_CHPK, weight_CP, rounded_MK, rest_MK, sums, masses, tops),
         *scales,
         *row_strides(k_CHPK),
         *row_strides(v_CHPK),
         *(heads, positions, split_positions, cell_splits),
-        **constants(features, head_dim, k_CHPK.dtype, sizes),
+        **sums_constants(features, head_dim, k_CHPK.dtype, sizes),
         **sizes.options,
     )
     context_kernel[(groups, triton.cdiv(head_dim, REDUCE_COLUMNS))](
         *(sums, masses, tops, context_CHMK, log_mass_CHM, columns_CHXK, scalars_CHX),
-        *(FAVOR_EPSILON, heads, cell_splits),
-        **reduce_constants(features, head_dim, sizes),
-        **REDUCE_OPTIONS,
+        *(FAVOR_EPSILON, heads, cell_splits, parts),
+        **reduce_constants(features, head_dim, k_CHPK.dtype, sizes),
+        **reduce_options(features),
     )
     sizes = sizes_of("queries", q_CHQK)
     cell_splits, split_positions = splits(groups, queries, sizes)
     queries_kernel[(groups * cell_splits,)](
-        *(q_CHQK, out_CHQK, rows_CHQX, projection_MK),
+        *(q_CHQK, out_CHQK, rows_CHQX, rounded_MK),
         *(context_CHMK, log_mass_CHM, columns_CHXK, scalars_CHX),
         *scales,
         *row_strides(q_CHQK),
@@ -114,10 +118,10 @@ def _forward_like(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Memory for the results of the forward op."""
     (cells, heads, queries, head_dim), features = q_CHQK.shape, len(projection_MK)
-    scalars_CHX = v_CHPK.new_empty(cells, heads, 3, dtype=torch.float32)
+    scalars_CHX = v_CHPK.new_empty(cells, heads, 4, dtype=torch.float32)
     return (
         empty_heads_inside(q_CHQK),
-        scalars_CHX.new_empty(cells, heads, queries, 2),
+        scalars_CHX.new_empty(cells, heads, queries, 3),
         scalars_CHX.new_empty(cells, heads, features, head_dim, dtype=operand_dtype(v_CHPK.dtype)),
         scalars_CHX.new_empty(cells, heads, features),
         scalars_CHX.new_empty(cells, heads, 2, head_dim),
@@ -131,6 +135,11 @@ def _prepared(
     """Projection and weights as the kernels read them."""
     weight_CP = None if weight_CP is None else weight_CP.float().contiguous()
     return projection_MK.to(operand).contiguous(), weight_CP
+
+
+def _rest_of(projection_MK: Tensor, rounded_MK: Tensor) -> Tensor:
+    """What rounding left of the projection, in the type of the rounded one."""
+    return (projection_MK.float() - rounded_MK.float()).to(rounded_MK.dtype)
 
 
 def _scales(head_dim: int) -> tuple[float, float]:
@@ -160,7 +169,8 @@ def _backward(
         return grad_q_CHQK, grad_k_CHPK.zero_(), grad_v_CHPK.zero_()
     grad_CHQK, q_CHQK = with_dense_rows(grad_CHQK), with_dense_rows(q_CHQK)
     k_CHPK, v_CHPK = with_dense_rows(k_CHPK), with_dense_rows(v_CHPK)
-    projection_MK, weight_CP = _prepared(projection_MK, weight_CP, context_CHMK.dtype)
+    rounded_MK, weight_CP = _prepared(projection_MK, weight_CP, context_CHMK.dtype)
+    rest_MK = _rest_of(projection_MK, rounded_MK)
     features, positions, groups = len(projection_MK), k_CHPK.shape[2], cells * heads
     (scale, half), root = _scales(head_dim), head_dim**-0.25
 
@@ -168,7 +178,7 @@ def _backward(
     cell_splits, split_positions = splits(groups, queries, sizes)
     delta = scalars_CHX.new_empty(groups, queries)
     backward_queries_kernel[(groups * cell_splits,)](
-        *(q_CHQK, grad_CHQK, grad_q_CHQK, rows_CHQX, delta, projection_MK),
+        *(q_CHQK, grad_CHQK, grad_q_CHQK, rows_CHQX, delta, rounded_MK, rest_MK),
         *(context_CHMK, log_mass_CHM, columns_CHXK, scalars_CHX),
         *(scale, root),
         *row_strides(q_CHQK),
@@ -176,19 +186,20 @@ def _backward(
         *row_strides(grad_q_CHQK),
         *(heads, queries, split_positions, cell_splits),
         **constants(features, head_dim, q_CHQK.dtype, sizes),
+        HOLDS_RESTS=sizes.holds_rests,
         **sizes.options,
     )
-    sizes = sizes_of("sums", q_CHQK)
+    sizes = sizes_of("gradient_sums", q_CHQK)
     cell_splits, split_positions = splits(groups, queries, sizes)
-    programs, padded = groups * cell_splits, padded_features(features, sizes.features)
+    programs, padded = groups * cell_splits, sums_features(features, q_CHQK.dtype, sizes)
     sums, slopes = delta.new_empty(programs, padded, head_dim), delta.new_empty(programs, padded)
-    gradient_sums_kernel[(programs,)](
-        *(q_CHQK, grad_CHQK, rows_CHQX, delta, projection_MK, sums, slopes),
+    gradient_sums_kernel[(programs, sums_parts(features, q_CHQK.dtype, sizes))](
+        *(q_CHQK, grad_CHQK, rows_CHQX, delta, rounded_MK, sums, slopes),
         scale,
         *row_strides(q_CHQK),
         *row_strides(grad_CHQK),
         *(heads, queries, split_positions, cell_splits),
-        **constants(features, head_dim, q_CHQK.dtype, sizes),
+        **sums_constants(features, head_dim, q_CHQK.dtype, sizes),
         **sizes.options,
     )
     table_CHMK, offset_CHM = torch.empty_like(context_CHMK), torch.empty_like(log_mass_CHM)
@@ -196,13 +207,14 @@ def _backward(
     gradient_context_kernel[(groups, triton.cdiv(head_dim, REDUCE_COLUMNS))](
         *(sums, slopes, log_mass_CHM, scalars_CHX, table_CHMK, offset_CHM, grad_columns_CHXK, largest),
         *(FAVOR_EPSILON, cell_splits),
-        **reduce_constants(features, head_dim, sizes),
-        **REDUCE_OPTIONS,
+        **reduce_constants(features, head_dim, q_CHQK.dtype, sizes),
+        **reduce_options(features),
     )
     sizes = sizes_of("backward_keys", k_CHPK)
     cell_splits, split_positions = splits(groups, positions, sizes)
     backward_keys_kernel[(groups * cell_splits,)](
-        *(k_CHPK, v_CHPK, weight_CP, grad_k_CHPK, grad_v_CHPK, projection_MK, table_CHMK, offset_CHM),
+        *(k_CHPK, v_CHPK, weight_CP, grad_k_CHPK, grad_v_CHPK),
+        *(rounded_MK, rest_MK, table_CHMK, offset_CHM),
         *(log_mass_CHM, columns_CHXK, grad_columns_CHXK, scalars_CHX, largest),
         *(scale, half, root),
         *row_strides(k_CHPK),
@@ -210,6 +222,7 @@ def _backward(
         *row_strides(grad_k_CHPK),
         *(heads, positions, split_positions, cell_splits),
         **constants(features, head_dim, k_CHPK.dtype, sizes),
+        HOLDS_RESTS=sizes.holds_rests,
         **sizes.options,
     )
     return grads
@@ -256,55 +269,3 @@ def favor_attention(
 ) -> Tensor:
     """As ``cellfoundry_kernels.favor``."""
     return _forward(q_CHQK, k_CHPK, v_CHPK, projection_MK, weight_CP)[0]
-
-
-# Float32 sums and dK, dV keep 2 to 6 registers a thread on the stack on 90, none on 80: not listed for 90.
-SPILLED_FLOAT32 = ("sums", "backward_keys")
-
-
-def published_launches() -> list[Launch]:
-    """What runs in the published decoder: 266 features of heads of 64."""
-    features, head_dim = 266, 64
-    kernels: tuple[tuple[Any, Kernel], ...] = (
-        (key_sums_kernel, "sums"),
-        (queries_kernel, "queries"),
-        (backward_queries_kernel, "backward_queries"),
-        (gradient_sums_kernel, "sums"),
-        (backward_keys_kernel, "backward_keys"),
-    )
-    found = []
-    for dtype, capability in (
-        (torch.float32, 80),
-        (torch.float32, 90),
-        (torch.bfloat16, 80),
-        (torch.bfloat16, 90),
-    ):
-        for kernel, size in kernels:
-            if dtype == torch.float32 and capability == 90 and size in SPILLED_FLOAT32:
-                continue
-            sizes = tile_for(size, dtype, capability)
-            chosen = constants(features, head_dim, dtype, sizes)
-            found.append(_launch(kernel, dtype, chosen, sizes.options, (capability,)))
-    reduced = reduce_constants(features, head_dim, tile_for("sums", torch.bfloat16, 90))
-    return found + [
-        _launch(kernel, torch.bfloat16, reduced, REDUCE_OPTIONS, (80, 90))
-        for kernel in (context_kernel, gradient_context_kernel)
-    ]
-
-
-def _launch(
-    kernel: Any, dtype: torch.dtype, chosen: dict[str, Any], options: Any, capabilities: tuple[int, ...]
-) -> Launch:
-    """One launch; its tensors are inputs and gradients in ``dtype``, operands made inside, or float32."""
-    operands = ("projection_ptr", "context_ptr", "table_ptr")
-    inputs = ("q_ptr", "k_ptr", "v_ptr", "out_ptr", "grad_out_ptr", "grad_q_ptr", "grad_k_ptr", "grad_v_ptr")
-    other = dict.fromkeys(("scale", "half", "root", "epsilon"), "fp32")
-    for name in kernel.arg_names:
-        if name.endswith("_ptr") and name not in inputs:
-            other[name] = f"*{TYPE_NAMES[operand_dtype(dtype)]}" if name in operands else "*fp32"
-    if "weight_ptr" in kernel.arg_names:
-        chosen = chosen | {"weight_ptr": None}
-    types = argument_types(kernel, dtype, chosen, other)
-    aligned = ("split_positions", *(name for name in types if name.endswith(("_cell", "_head", "_row"))))
-    name = f"favor_attention-{kernel.fn.__name__}-m266-d64-{TYPE_NAMES[dtype]}"
-    return Launch(name, kernel, types, chosen, options, aligned, capabilities)

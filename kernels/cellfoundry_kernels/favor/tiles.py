@@ -24,7 +24,7 @@ from cellfoundry_kernels.launch import (
 )
 
 LOG2_E = math.log2(math.e)
-Kernel = Literal["sums", "queries", "backward_queries", "backward_keys"]
+Kernel = Literal["key_sums", "queries", "backward_queries", "gradient_sums", "backward_keys"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,19 @@ class Tile:
         features: of a full block.
         warps: of a program.
         stages: of the pipeline that loads positions.
+        hoists: whether the compiler may move work out of the loop over positions. On H100 it would move the
+            descriptors of some 70 tensor core operands, two registers each, and spill others; on A100 it must move
+            the operands, or triton 3.9 spills up to 1.7 KB.
+        holds_rests: whether the projection's rests (see ``blocks``) stay in shared memory. At heads of 64 they do not
+            fit A100's (174 KiB of 163); on H100 loading them for every tile spills.
     """
 
     positions: int
     features: int
     warps: int
     stages: int
+    hoists: bool = True
+    holds_rests: bool = True
 
     @property
     def options(self) -> LaunchOptions:
@@ -49,23 +56,55 @@ class Tile:
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
-# bfloat16, by compute capability. Sums need one program of 8 warps: their 70 KB fill half its registers.
-BFLOAT16: dict[tuple[int, Kernel], Tile] = {
-    (80, "sums"): Tile(32, 128, 8, 2),
-    (80, "queries"): Tile(128, 64, 8, 2),
-    (80, "backward_queries"): Tile(32, 64, 4, 1),
-    (80, "backward_keys"): Tile(32, 128, 4, 1),
-    (90, "sums"): Tile(64, 128, 8, 2),
-    (90, "queries"): Tile(64, 64, 4, 2),
-    (90, "backward_queries"): Tile(64, 64, 4, 2),
-    (90, "backward_keys"): Tile(64, 64, 4, 2),
+# bfloat16, by compute capability and padded head dim.
+BFLOAT16: dict[tuple[int, Kernel], dict[int, Tile]] = {
+    (80, "key_sums"): {16: Tile(32, 64, 4, 2), 32: Tile(32, 64, 4, 2), 64: Tile(16, 128, 8, 2)},
+    (80, "queries"): {16: Tile(64, 64, 4, 2), 32: Tile(64, 64, 4, 2), 64: Tile(128, 64, 8, 2)},
+    (80, "backward_queries"): {
+        16: Tile(64, 64, 4, 1),
+        32: Tile(64, 64, 4, 1),
+        64: Tile(32, 64, 4, 1, holds_rests=False),
+    },
+    (80, "gradient_sums"): {16: Tile(32, 64, 4, 2), 32: Tile(32, 64, 4, 2), 64: Tile(16, 128, 8, 2)},
+    (80, "backward_keys"): {
+        16: Tile(64, 64, 4, 1),
+        32: Tile(32, 32, 4, 1),
+        64: Tile(32, 64, 8, 1, holds_rests=False),
+    },
+    (90, "key_sums"): {
+        16: Tile(64, 64, 4, 2, hoists=False),
+        32: Tile(32, 64, 4, 2, hoists=False),
+        64: Tile(32, 128, 8, 2, hoists=False),
+    },
+    (90, "queries"): dict.fromkeys((16, 32, 64), Tile(64, 64, 4, 2, hoists=False)),
+    (90, "backward_queries"): {
+        16: Tile(64, 64, 4, 1, hoists=False),
+        32: Tile(64, 64, 4, 1, hoists=False),
+        64: Tile(128, 64, 8, 1, hoists=False),
+    },
+    (90, "gradient_sums"): {
+        16: Tile(64, 64, 4, 2, hoists=False),
+        32: Tile(64, 64, 4, 2, hoists=False),
+        64: Tile(64, 128, 8, 2, hoists=False),
+    },
+    (90, "backward_keys"): {
+        16: Tile(64, 64, 4, 1, hoists=False),
+        32: Tile(64, 64, 4, 1, hoists=False),
+        64: Tile(64, 64, 8, 1, hoists=False),
+    },
 }
-# Float32 products, which float16 inputs take too, run on the plain cores; longer tiles spill registers.
-SINGLE: dict[Kernel, Tile] = {
-    "sums": Tile(16, 16, 8, 1),
-    "queries": Tile(16, 64, 8, 1),
-    "backward_queries": Tile(16, 64, 8, 1),
-    "backward_keys": Tile(16, 16, 8, 1),
+# Float32, which float16 inputs take too, runs on the plain cores. They hold rows of both operands of a product in
+# registers, so all but dQ walk over blocks of features in a loop instead of keeping all in shared memory.
+SINGLE: dict[Kernel, dict[int, Tile]] = {
+    "key_sums": dict.fromkeys((16, 32, 64), Tile(32, 32, 8, 1)),
+    "queries": {16: Tile(32, 64, 8, 1), 32: Tile(32, 64, 8, 1), 64: Tile(32, 16, 8, 1)},
+    "backward_queries": {
+        16: Tile(16, 64, 8, 1, hoists=False),
+        32: Tile(16, 16, 8, 1),
+        64: Tile(16, 64, 8, 1),
+    },
+    "gradient_sums": dict.fromkeys((16, 32, 64), Tile(32, 32, 8, 1)),
+    "backward_keys": {16: Tile(16, 16, 8, 1), 32: Tile(32, 16, 8, 1), 64: Tile(32, 16, 8, 1)},
 }
 # Programs of a launch: about four rounds of two programs on each of 132 multiprocessors.
 PROGRAMS = 1024
@@ -75,11 +114,10 @@ LEAST_POSITIONS = 512
 LARGEST_PROJECTION = 272 * 64
 
 
-def tile_for(kernel: Kernel, dtype: torch.dtype, capability: int) -> Tile:
-    """The tile of a launch; newer devices take the newest entry."""
-    if dtype != torch.bfloat16:
-        return SINGLE[kernel]
-    return BFLOAT16[90 if capability >= 90 else 80, kernel]
+def tile_for(kernel: Kernel, dtype: torch.dtype, capability: int, head_dim: int) -> Tile:
+    """The tile of a launch; newer devices take the newest entry, longer heads the last."""
+    entries = BFLOAT16[90 if capability >= 90 else 80, kernel] if dtype == torch.bfloat16 else SINGLE[kernel]
+    return entries[min(tile(head_dim), 64)]
 
 
 # A constant of a traced graph, as in dispatch.
@@ -103,6 +141,23 @@ def padded_features(features: int, block_m: int) -> int:
     return blocks["FULL"] * block_m + blocks["TAIL_M"]
 
 
+def sums_parts(features: int, dtype: torch.dtype, sizes: Tile) -> int:
+    """Programs that share the features of one split of the sums: in float32 one a block.
+
+    All sums in one program spill 8 to 40 bytes on H100 with triton 3.9.
+    """
+    if operand_dtype(dtype) != torch.float32:
+        return 1
+    return triton.cdiv(features + 1, sizes.features)
+
+
+def sums_features(features: int, dtype: torch.dtype, sizes: Tile) -> int:
+    """Features in the sums of one split, with the constant one behind the last."""
+    if operand_dtype(dtype) != torch.float32:
+        return padded_features(features, sizes.features)
+    return sums_parts(features, dtype, sizes) * sizes.features
+
+
 def operand_dtype(dtype: torch.dtype) -> torch.dtype:
     """Type of matrix operands made inside: what is rounded must be finer than the inputs.
 
@@ -120,20 +175,33 @@ def constants(features: int, head_dim: int, dtype: torch.dtype, sizes: Tile) -> 
         "BLOCK_K": tile(head_dim),
         "BLOCK_N": sizes.positions,
         "PRECISION": dot_precision(operand_dtype(dtype)),
+        "DISABLE_LICM": not sizes.hoists,
     }
+
+
+def sums_constants(features: int, head_dim: int, dtype: torch.dtype, sizes: Tile) -> dict[str, Any]:
+    """``constexpr`` arguments of the kernels that sum over positions."""
+    chosen = constants(features, head_dim, dtype, sizes)
+    if operand_dtype(dtype) == torch.float32:  # a program's block is its tail
+        chosen |= {"FULL": 0, "TAIL_M": sizes.features}
+    return chosen | {"PADDED_M": sums_features(features, dtype, sizes)}
 
 
 # Of the kernels that add up splits, some columns a program.
 REDUCE_COLUMNS = 16
-REDUCE_OPTIONS: LaunchOptions = {"num_warps": 8, "num_stages": 2}
 
 
-def reduce_constants(features: int, head_dim: int, sizes: Tile) -> dict[str, Any]:
+def reduce_options(features: int) -> LaunchOptions:
+    """Options of those kernels: a warp for 64 features."""
+    return {"num_warps": min(max(triton.next_power_of_2(features) // 64, 1), 8), "num_stages": 2}
+
+
+def reduce_constants(features: int, head_dim: int, dtype: torch.dtype, sizes: Tile) -> dict[str, Any]:
     """``constexpr`` arguments of the kernels that add up splits of ``sums`` launches."""
     return {
         "FEATURES": features,
         "CHANNELS": head_dim,
-        "PADDED_M": padded_features(features, sizes.features),
+        "PADDED_M": sums_features(features, dtype, sizes),
         "BLOCK_M": triton.next_power_of_2(features),
         "BLOCK_D": REDUCE_COLUMNS,
     }
@@ -152,7 +220,7 @@ def splits(groups: int, positions: int, sizes: Tile) -> tuple[int, int]:
 
 def sizes_of(kernel: Kernel, x_CHPK: Tensor) -> Tile:
     """The tile of a launch over these rows."""
-    return tile_for(kernel, x_CHPK.dtype, capability_of(x_CHPK.device))
+    return tile_for(kernel, x_CHPK.dtype, capability_of(x_CHPK.device), x_CHPK.shape[3])
 
 
 def row_strides(x_CHPK: Tensor) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Forward kernels of FAVOR+: sums over keys, the context they make, and the queries that read it.
+"""Forward kernels of FAVOR+ over keys: their sums, and the context that those make.
 
 ``E = exp2(a - n - s)``, with ``a`` the scaled product of a row and a feature, ``n`` half the row's squared norm,
 ``s`` the stabiliser; all in units of log 2. Keys are read once: their stabiliser, the maximum over the cell, is found
@@ -7,11 +7,7 @@ because epsilon does not enter those sums: ``sum (E + eps) V = sum E V + eps sum
 ``a - n`` is at most half a feature's squared norm; a running maximum would cost two instructions in six.
 
 The context of feature m is ``B_m`` (its mass, ``sum E + eps P``) and ``C_m`` (its mean value, less the mean
-``o`` over features). A query then attends to M features with shares ``E B`` and values ``C``, and to epsilon,
-whose value is zero by the choice of ``o``. Shares, and values less their mean, are what half precision keeps well.
-
-A program walks over a split of one head's positions. ``disable_licm``: the compiler would else hoist the
-descriptors of some 70 tensor core operands out of that loop, two registers each, and spill others.
+``o`` over features), which ``forward_queries`` reads.
 
 Shape legend: see ``blocks``.
 """
@@ -25,17 +21,18 @@ import triton
 import triton.language as tl
 
 from cellfoundry_kernels.favor.blocks import (
-    add_products,
+    add_weighted,
+    add_weighted_columns,
     as_columns,
     as_operand,
     as_summand,
-    block_features,
+    exact_products,
     half_norm,
-    load_blocks,
-    load_column,
+    load_block,
+    load_features,
+    load_full_blocks,
     load_rows,
     power_of_two,
-    store_rows,
     sums_as_column,
     zero_block_sums,
     zero_blocks,
@@ -43,14 +40,16 @@ from cellfoundry_kernels.favor.blocks import (
 
 
 @triton.jit
-def _exponent_shift(projection, FULL: tl.constexpr):
+def _exponent_shift(
+    projection_ptr, FEATURES: tl.constexpr, PADDED_M: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
     """What keeps every ``a - n`` below 86: that is at most half a feature's squared norm, ``|P|^2 / 2``.
 
     It is 0, or a few for the longest features of a head of 64. What then underflows is far below epsilon's weight.
     """
     longest = 0.0
-    for block in tl.static_range(FULL + 1):
-        tile_MK = projection[block].to(tl.float32)
+    for block in tl.range(0, PADDED_M // 16):
+        tile_MK = load_block(projection_ptr, block, FEATURES, 0, 16, 16, CHANNELS, BLOCK_K).to(tl.float32)
         longest = tl.maximum(longest, tl.max(tl.sum(tile_MK * tile_MK, 1), 0))
     return tl.maximum(longest * (0.5 * 1.4426950408889634) - 86.0, 0.0)
 
@@ -61,6 +60,7 @@ def key_sums_kernel(
     v_ptr,
     weight_ptr,
     projection_ptr,
+    rest_ptr,
     sums_ptr,
     masses_ptr,
     tops_ptr,
@@ -83,30 +83,37 @@ def key_sums_kernel(
     CHANNELS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PADDED_M: tl.constexpr,
     PRECISION: tl.constexpr,
+    DISABLE_LICM: tl.constexpr,
 ) -> None:
-    """Sums of one split of one head's keys, ``sum w E V`` and ``sum w E`` by feature, and the largest product."""
+    """Sums of one split of one head's keys, ``sum w E V`` and ``sum w E`` by feature, and the largest product.
+
+    In float32 a program has one block of the features, the tail, instead of all.
+    """
     program = tl.program_id(0).to(tl.int64)
     cell, head = program // cell_splits // heads, program // cell_splits % heads
     first = (tl.program_id(0) % cell_splits) * split_positions
     last = tl.minimum(first + split_positions, positions)
     k_ptr += cell * k_cell + head * k_head
     v_ptr += cell * v_cell + head * v_head
-    projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
-    tail_MK = projection[FULL]
+    projection = load_full_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    rests = load_full_blocks(rest_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
+    feature_M = FULL * BLOCK_M + tl.program_id(1) * TAIL_M + tl.arange(0, TAIL_M)
+    tail_MK = load_features(projection_ptr, feature_M, FEATURES, CHANNELS, BLOCK_K)
+    rest_MK = load_features(rest_ptr, feature_M, FEATURES, CHANNELS, BLOCK_K)
     sums = zero_blocks(FULL, BLOCK_M, BLOCK_K)
     masses = zero_block_sums(FULL, BLOCK_M, PRECISION)
     top_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
     # The tail is too short for the rows of a tensor core product: it lies along the columns. Behind the last feature
     # comes the constant one, whose sums are those of the values and the weights.
-    feature_M = FULL * BLOCK_M + tl.arange(0, TAIL_M)
     is_constant_M = feature_M == FEATURES
     sum_KM = tl.zeros([BLOCK_K, TAIL_M], tl.float32)
     mass_NM = tl.zeros([BLOCK_N, TAIL_M], tl.float32)
     top_NM = tl.full([BLOCK_N, TAIL_M], float("-inf"), tl.float32)
-    shift = _exponent_shift(projection, FULL)
+    shift = _exponent_shift(projection_ptr, FEATURES, PADDED_M, CHANNELS, BLOCK_K)
 
-    for start in tl.range(first, last, BLOCK_N, disable_licm=True):
+    for start in tl.range(first, last, BLOCK_N, disable_licm=DISABLE_LICM):
         # Past the end the last key is read again, with a weight of zero: no maximum sees it.
         row_N = tl.minimum(tl.arange(0, BLOCK_N), last - 1 - start)
         is_key_N = start + tl.arange(0, BLOCK_N) < last
@@ -119,25 +126,25 @@ def key_sums_kernel(
             shift_N -= tl.math.log2(tl.maximum(weight_N, 1e-30))
             is_key_N &= weight_N > 0
         shift_N = tl.where(is_key_N, shift_N, float("inf"))
-        k_NK, v_NK = as_operand(k_NK, projection[0]), as_summand(v_NK)
-        # The exponentials are summed as rounded, so that a feature holds a true mean of values.
+        k_NK, v_NK = as_operand(k_NK, tail_MK), as_summand(v_NK)
         ones = as_columns(tl.full([BLOCK_N], 1.0, tl.float32), v_NK, PRECISION)
         new_sums, new_masses = (), ()
         for block in tl.static_range(FULL):
-            logits_MN = tl.dot(projection[block], tl.trans(k_NK), input_precision=PRECISION)
+            logits_MN = tl.dot(projection[block], tl.trans(k_NK))
+            logits_MN = tl.dot(rests[block], tl.trans(k_NK), logits_MN)
             top_M = tl.maximum(top_M, tl.max(logits_MN, 1))
-            exponential_MN = tl.math.exp2(logits_MN * scale - shift_N[None, :]).to(v_NK.dtype)
-            new_sums += (tl.dot(exponential_MN, v_NK, sums[block], input_precision=PRECISION),)
-            new_masses += (add_products(masses[block], exponential_MN, ones, PRECISION),)
+            exponential_MN = tl.math.exp2(logits_MN * scale - shift_N[None, :])
+            sum_MK, mass = add_weighted(sums[block], masses[block], exponential_MN, v_NK, ones)
+            new_sums += (sum_MK,)
+            new_masses += (mass,)
         sums, masses = new_sums, new_masses
-        logits_NM = tl.dot(k_NK, tl.trans(tail_MK), input_precision=PRECISION)
+        logits_NM = exact_products(k_NK, tail_MK, rest_MK, PRECISION)
         top_NM = tl.maximum(top_NM, logits_NM)
         exponential_NM = tl.math.exp2(logits_NM * scale - shift_N[:, None])
-        exponential_NM = tl.where(is_constant_M[None, :], weight_N[:, None], exponential_NM).to(v_NK.dtype)
-        sum_KM = tl.dot(tl.trans(v_NK), exponential_NM, sum_KM, input_precision=PRECISION)
-        mass_NM += exponential_NM.to(tl.float32)
+        exponential_NM = tl.where(is_constant_M[None, :], weight_N[:, None], exponential_NM)
+        sum_KM = add_weighted_columns(sum_KM, exponential_NM, v_NK, PRECISION)
+        mass_NM += exponential_NM
 
-    PADDED_M: tl.constexpr = FULL * BLOCK_M + TAIL_M
     sums_ptr += program * PADDED_M * CHANNELS
     masses_ptr += program * PADDED_M
     column_K = tl.arange(0, BLOCK_K)
@@ -152,8 +159,9 @@ def key_sums_kernel(
         offset_MK = feature_M[:, None] * CHANNELS + column_K[None, :]
         tl.store(sums_ptr + offset_MK, sums[block], mask=is_column_K[None, :])
         tl.store(masses_ptr + feature_M, sums_as_column(masses[block], PRECISION))
-    tl.store(tops_ptr + 2 * program, top * scale)
-    tl.store(tops_ptr + 2 * program + 1, shift)
+    tops_ptr += 2 * (program * tl.num_programs(1) + tl.program_id(1))
+    tl.store(tops_ptr, top * scale)
+    tl.store(tops_ptr + 1, shift)
 
 
 @triton.jit
@@ -168,6 +176,7 @@ def context_kernel(
     epsilon,
     heads,
     cell_splits,
+    parts,
     FEATURES: tl.constexpr,
     CHANNELS: tl.constexpr,
     PADDED_M: tl.constexpr,
@@ -177,7 +186,8 @@ def context_kernel(
     """A head's splits become its context, some columns a program, in the order of the splits.
 
     ``context`` is C over a power of two a column; ``log_mass`` is log2 B, less its maximum; ``columns`` are the
-    mean ``o`` and those powers; ``scalars`` are epsilon's share, the maximum of log2 B, and the stabiliser.
+    mean ``o`` and those powers; ``scalars`` are epsilon's share, the maximum of log2 B, the stabiliser, and the
+    log2 of the largest share of any feature's mass that keys have, not epsilon: no key's share is more.
     """
     group = tl.program_id(0).to(tl.int64)
     feature_M = tl.arange(0, BLOCK_M)
@@ -186,7 +196,7 @@ def context_kernel(
     is_value_MD = is_feature_M[:, None] & is_column_D[None, :]
 
     stabilizer = tl.full([], float("-inf"), tl.float32)
-    cell_programs = heads * cell_splits
+    cell_programs = heads * cell_splits * parts
     first_top_ptr = tops_ptr + group // heads * cell_programs * 2
     for start in range(0, cell_programs, 256):
         other = start + tl.arange(0, 256)
@@ -194,25 +204,27 @@ def context_kernel(
         stabilizer = tl.maximum(stabilizer, tl.max(top, 0))
 
     sum_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    mass_M = tl.zeros([BLOCK_M], tl.float32)
+    sum_mass_M = tl.zeros([BLOCK_M], tl.float32)
     value_D = tl.zeros([BLOCK_D], tl.float32)
     weight = tl.zeros([], tl.float32)
     for split in range(cell_splits):
         program = group * cell_splits + split
         offset_MD = feature_M[:, None] * CHANNELS + column_D[None, :]
         sum_MD += tl.load(sums_ptr + program * PADDED_M * CHANNELS + offset_MD, mask=is_value_MD, other=0.0)
-        mass_M += tl.load(masses_ptr + program * PADDED_M + feature_M, mask=is_feature_M, other=0.0)
+        sum_mass_M += tl.load(masses_ptr + program * PADDED_M + feature_M, mask=is_feature_M, other=0.0)
         constant = program * PADDED_M + FEATURES
         value_D += tl.load(sums_ptr + constant * CHANNELS + column_D, mask=is_column_D, other=0.0)
         weight += tl.load(masses_ptr + constant)
 
     rescale = tl.math.exp2(tl.load(tops_ptr + 1) - stabilizer)
-    sum_MD *= rescale
-    mass_M *= rescale
-    mass_M = tl.where(is_feature_M, mass_M + epsilon * weight, 0.0)
-    sum_MD = tl.where(is_value_MD, sum_MD + epsilon * value_D[None, :], 0.0)
-    mean_D = tl.sum(sum_MD, 0) / tl.sum(mass_M, 0)
-    context_MD = tl.where(is_value_MD, sum_MD / tl.maximum(mass_M, 1e-30)[:, None] - mean_D[None, :], 0.0)
+    key_mass_M = sum_mass_M * rescale
+    mass_M = tl.where(is_feature_M, key_mass_M + epsilon * weight, 0.0)
+    # Values relative to their plain mean, where epsilon's are zero: what is left may be a millionth of the values.
+    value_D /= weight
+    sum_MD = tl.where(is_value_MD, (sum_MD - sum_mass_M[:, None] * value_D[None, :]) * rescale, 0.0)
+    shift_D = tl.sum(sum_MD, 0) / tl.sum(mass_M, 0)
+    mean_D = value_D + shift_D
+    context_MD = tl.where(is_value_MD, sum_MD / tl.maximum(mass_M, 1e-30)[:, None] - shift_D[None, :], 0.0)
     scale_D = power_of_two(tl.max(tl.abs(context_MD), 0))
     context_MD = context_MD / scale_D[None, :]
     offset_MD = feature_M[:, None] * CHANNELS + column_D[None, :]
@@ -224,92 +236,8 @@ def context_kernel(
         largest = tl.max(mass_M, 0)
         log_mass_M = tl.math.log2(tl.where(is_feature_M, mass_M, largest) / largest)
         tl.store(log_mass_ptr + group * FEATURES + feature_M, log_mass_M, mask=is_feature_M)
-        tl.store(scalars_ptr + group * 3, epsilon * tl.sum(mass_M, 0) / largest)
-        tl.store(scalars_ptr + group * 3 + 1, tl.math.log2(largest))
-        tl.store(scalars_ptr + group * 3 + 2, stabilizer)
-
-
-@triton.jit
-def queries_kernel(
-    q_ptr,
-    out_ptr,
-    rows_ptr,
-    projection_ptr,
-    context_ptr,
-    log_mass_ptr,
-    columns_ptr,
-    scalars_ptr,
-    scale,
-    half,
-    q_cell,
-    q_head,
-    q_row,
-    out_cell,
-    out_head,
-    out_row,
-    heads,
-    positions,
-    split_positions,
-    cell_splits,
-    FEATURES: tl.constexpr,
-    FULL: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    TAIL_M: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-) -> None:
-    """Output of one split of one head's queries; projection and context stay in shared memory meanwhile.
-
-    ``rows`` is, for backward, the log2 of what a query's exponentials are divided by, and 1 over the denominator.
-    """
-    group = (tl.program_id(0) // cell_splits).to(tl.int64)
-    cell, head = group // heads, group % heads
-    first = (tl.program_id(0) % cell_splits) * split_positions
-    last = tl.minimum(first + split_positions, positions)
-    q_ptr += cell * q_cell + head * q_head
-    out_ptr += cell * out_cell + head * out_head
-    context_ptr += group * FEATURES * CHANNELS
-    log_mass_ptr += group * FEATURES
-    rows_ptr += group * positions * 2
-    projection = load_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
-    context = load_blocks(context_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
-    columns_ptr += group * 2 * CHANNELS
-    epsilon_share = tl.load(scalars_ptr + group * 3)
-
-    for start in tl.range(first, last, BLOCK_N, disable_licm=True):
-        row_N = tl.minimum(tl.arange(0, BLOCK_N), last - 1 - start)
-        is_query_N = start + tl.arange(0, BLOCK_N) < last
-        q_NK = load_rows(q_ptr, start, row_N, q_row, BLOCK_K, CHANNELS)
-        norm_N = half_norm(q_NK, half)
-        q_NK = as_operand(q_NK, projection[0])
-        out_NK = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-        total_N = tl.zeros([BLOCK_N], tl.float32)
-        top_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
-        # As an online softmax: what is summed is relative to each query's largest product so far.
-        for block in tl.static_range(FULL + 1):
-            feature_M = block_features(block, FULL, BLOCK_M, TAIL_M)
-            log_mass_M = tl.load(log_mass_ptr + feature_M, mask=feature_M < FEATURES, other=0.0)
-            logits_NM = tl.dot(q_NK, tl.trans(projection[block]), input_precision=PRECISION)
-            if block == FULL:
-                logits_NM = tl.where((feature_M < FEATURES)[None, :], logits_NM, float("-inf"))
-            new_top_N = tl.maximum(top_N, tl.max(logits_NM, 1) * scale)
-            share_NM = tl.math.exp2(logits_NM * scale + log_mass_M[None, :] - new_top_N[:, None])
-            if block > 0:
-                rescale_N = tl.math.exp2(top_N - new_top_N)
-                out_NK, total_N = out_NK * rescale_N[:, None], total_N * rescale_N
-            total_N += tl.sum(share_NM, 1)
-            out_NK = tl.dot(share_NM.to(q_NK.dtype), context[block], out_NK, input_precision=PRECISION)
-            top_N = new_top_N
-        factor_N = tl.math.exp2(-norm_N)
-        denominator_N = factor_N * total_N + epsilon_share
-        rows = rows_ptr + 2 * (start + tl.arange(0, BLOCK_N))
-        tl.store(rows, top_N + norm_N + tl.math.log2(denominator_N), mask=is_query_N)
-        tl.store(rows + 1, 1.0 / denominator_N, mask=is_query_N)
-        factor_N = factor_N / denominator_N
-        # Columns are loaded here, not before the loop: they would cost 32 registers all along.
-        mean_K = load_column(columns_ptr, BLOCK_K, CHANNELS)
-        scale_K = load_column(columns_ptr + CHANNELS, BLOCK_K, CHANNELS)
-        out_NK = out_NK * factor_N[:, None] * scale_K[None, :] + mean_K[None, :]
-        store_rows(out_ptr, out_NK, start, row_N, is_query_N, out_row, BLOCK_K, CHANNELS)
+        tl.store(scalars_ptr + group * 4, epsilon * tl.sum(mass_M, 0) / largest)
+        tl.store(scalars_ptr + group * 4 + 1, tl.math.log2(largest))
+        tl.store(scalars_ptr + group * 4 + 2, stabilizer)
+        share = tl.max(tl.where(is_feature_M, key_mass_M / tl.maximum(mass_M, 1e-30), 0.0), 0)
+        tl.store(scalars_ptr + group * 4 + 3, tl.math.log2(tl.maximum(share, 1e-30)))
