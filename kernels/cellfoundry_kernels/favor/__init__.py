@@ -42,7 +42,8 @@ def favor_attention(
 
     Returns:
         (C, H, Q, K) in the inputs' dtype. Forward FLOPs 4 C H (P + Q) M K, backward twice that (on the GPU 6 and 13
-        instead of 4 and 8 products of bfloat16: features and outputs are made again, rests of rounding multiplied); bytes at least 2 C H (P + Q) K elements forward, twice that
+        instead of 4 and 8 products of bfloat16: features and outputs are made again, rests of rounding
+        multiplied); bytes at least 2 C H (P + Q) K elements forward, twice that
         backward. Memory beside inputs and results: on the GPU below 0.3 GB for 64 published cells (see
         ``kernel``); the reference holds the two (C, H, P, M) maps in float32, 10 GB each for those.
 

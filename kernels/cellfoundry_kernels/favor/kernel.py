@@ -7,9 +7,9 @@ number of splits follows the number of cells and heads.
 
 Work at 266 features and heads of 64, in products of 2 M K FLOPs a row of bfloat16: keys 4 (of the rests of projection
 and weights too, see ``blocks``), queries 2; backward 5 for dQ (the output again, see ``backward_queries``), 3 for the
-sums, 5 for dK and dV, so 19 where 12 are needed. Feature blocks add 2 %, the 16 columns of sums and offsets 12 % (keys),
-5 % (dQ), 17 % (sums) and 10 % (dK, dV). Exponentials are M a row and kernel: 2 forward, 3 backward. At H100's peak a
-row takes 17 cycles of its multiprocessor for the exponentials of a kernel, and 8 for each product.
+sums, 5 for dK and dV, so 19 where 12 are needed. Feature blocks add 2 %, the 16 columns of sums and offsets 12 %
+(keys), 5 % (dQ), 17 % (sums) and 10 % (dK, dV). Exponentials are M a row and kernel: 2 forward, 3 backward. At
+H100's peak a row takes 17 cycles of its multiprocessor for the exponentials of a kernel, and 8 for each product.
 
 Memory beside the inputs and results, C cells of H heads: partial sums, 70 KB a program of at most
 max(1024, C H) (73 MB at C H <= 1024); context 34 KB a (cell, head); 12 bytes a query, 16 in backward. 64 cells of
