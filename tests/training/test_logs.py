@@ -72,6 +72,7 @@ def test_evaluations_are_told_by_depth(tmp_path: Path) -> None:
     assert "heldout/pearson_mean" not in found
 
 
+@pytest.mark.filterwarnings("default::DeprecationWarning")  # of mlflow 3 about sqlalchemy 2.1
 def test_mlflow_gets_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="mlflow is an extra")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

@@ -18,12 +18,14 @@ from typing import Any
 
 import psutil
 import pytest
+from lose_node import three_nodes
 
 from cellfoundry_model.checkpoint import load_model
 from cellfoundry_training import checkpoint_files, history
 from cellfoundry_training.config import PretrainConfig, load_config
 from cellfoundry_training.errors import TrainingError
-from cellfoundry_training.files import RunFiles
+from cellfoundry_training.files import RunFiles, held
+from cellfoundry_training.following import missing_nodes
 from cellfoundry_training.pretrain import PretrainResult, pretrain
 
 COMMAND = Path(sys.executable).parent / "cellfoundry"
@@ -145,7 +147,9 @@ def test_another_world_goes_on_from_the_checkpoint_before_a_damaged_one(
 
 
 @contextmanager
-def command_line(store: Path, run: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+def command_line(
+    store: Path, run: Path, *options: str, env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
     """The command line's pretraining, which Ctrl-C can reach; ended, with what it started, if the block fails."""
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
     call = [COMMAND, "train", "pretrain", "--config", "tiny", "--store", store, "--run", run]
@@ -154,7 +158,7 @@ def command_line(store: Path, run: Path, *options: str) -> Iterator[subprocess.P
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        env={**os.environ, "RAY_AUTH_MODE": "disabled", **(env or {})},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     with process:
@@ -206,6 +210,23 @@ def test_ctrl_c_leaves_a_run_that_can_go_on(stopped: Path, store: Path, tmp_path
     assert checkpoint_files.step_of(checkpoint_files.listed(files.checkpoints)[0]) >= before
 
 
+def test_a_run_that_another_process_trains_is_refused(stopped: Path, store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    written = (run / "config.yaml").read_text()
+    with held(run), pytest.raises(TrainingError, match=rf"another process is training the run {run}: wait"):
+        pretrain(survivor("max_steps=50"), store, run, resume=True)
+    assert (run / "config.yaml").read_text() == written
+
+
+def test_a_cluster_with_too_few_nodes_is_told(ray_local: None) -> None:
+    few, elastic = survivor("workers=64", "gradient_accumulation=1"), survivor("workers=64", "min_workers=1")
+    assert missing_nodes(elastic, "cpu") is None
+    sentence = missing_nodes(few, "cpu")
+    assert sentence is not None
+    assert sentence.endswith("CPUs left and the run needs 64: it waits for nodes")
+
+
 def test_a_run_of_an_older_version_is_refused(stopped: Path, store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
@@ -213,3 +234,33 @@ def test_a_run_of_an_older_version_is_refused(stopped: Path, store: Path, tmp_pa
     (run / "checkpoints" / "checkpoint_manager_snapshot.json").write_text("{}")
     with pytest.raises(TrainingError, match=r"checkpoints of an earlier CellFoundry.*start another --run"):
         pretrain(survivor(), store, run, resume=True)
+
+
+@pytest.mark.parametrize("min_workers", [None, 1])
+def test_a_run_goes_on_after_nodes_are_lost(
+    min_workers: int | None, undisturbed: PretrainResult, store: Path, tmp_path: Path
+) -> None:
+    """One node of three, whose rank moves to the spare one; or two, and an elastic run goes on with one rank."""
+    files = RunFiles(tmp_path / "run")
+    options = () if min_workers is None else ("--set", f"min_workers={min_workers}")
+    with three_nodes() as nodes:
+        env = {"RAY_ADDRESS": nodes.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
+        with command_line(store, files.folder, *options, env=env) as process:
+            wait_until(
+                lambda: bool(checkpoint_files.listed(files.checkpoints)), lambda: process.poll() is None
+            )
+            for node in nodes.busy("RayTrainWorker")[:1] if min_workers is None else (1, 2):
+                nodes.lose(node)
+            errors = process.communicate(timeout=PATIENCE_S)[1]
+    assert process.returncode == 0, errors
+    ranks = 2 if min_workers is None else 1
+    assert any(
+        f"started again by itself on {ranks} ranks" in sentence for sentence in warnings(files.metrics)
+    )
+    ours, theirs = computed(files.metrics), computed(undisturbed.history)
+    assert [line.get("cell_rows") for line in ours] == [line.get("cell_rows") for line in theirs]
+    if min_workers is None:
+        assert ours == theirs
+    else:
+        assert ours[-1]["heldout_loss"] == pytest.approx(theirs[-1]["heldout_loss"], rel=1e-5)
+        assert ours != theirs

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from cellfoundry_training.errors import TrainingError
 
 
 @dataclass(frozen=True)
@@ -71,3 +76,23 @@ def replace_text(path: Path, text: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Keep other processes from training the run while the block lasts; the lock ends with this process at the latest.
+
+    Raises:
+        TrainingError: another process holds it.
+    """
+    folder = os.open(run, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(
+                f"another process is training the run {run}: wait for it or stop it, or choose another --run"
+            ) from error
+        yield
+    finally:
+        os.close(folder)

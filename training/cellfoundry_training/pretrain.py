@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +17,11 @@ from cellfoundry_model.checkpoint import load_model
 from cellfoundry_training import checkpoint_files, history
 from cellfoundry_training.config import PretrainConfig, load_config
 from cellfoundry_training.errors import RunStopped, TrainingError
-from cellfoundry_training.files import RunFiles
-from cellfoundry_training.history import Record
+from cellfoundry_training.files import RunFiles, held
+from cellfoundry_training.following import Progress, Watch, following
 from cellfoundry_training.logs import check_installed
-from cellfoundry_training.schedule import budget_share
 from cellfoundry_training.splits import heldout_cells, train_cells
 
-Progress = Callable[[str, int, int], None]
-Watch = Callable[[Record], None]
-PROGRESS_EVERY_S = 0.5
 # What a resumed run may change: how long it goes on, what it keeps, and where and how steps are computed; not what
 # they compute, but for rounding, nor the cells by which the best model is chosen. Ranks and accumulation may change
 # as long as the global batch stays.
@@ -108,9 +101,9 @@ def pretrain(
     cluster this process is connected to, or starts one on this machine and stops it again.
 
     Raises:
-        TrainingError: a run that exists (or, with ``resume``, does not), other values on resume, a cluster too small
-            for the workers, a loss that is no longer finite; and any unforeseen failure of a rank, with the file that
-            has its traceback.
+        TrainingError: a run that exists (or, with ``resume``, does not), that another process is training, other
+            values on resume, a cluster too small for the workers, a loss that is no longer finite; and any unforeseen
+            failure of a rank, with the file that has its traceback.
         RunStopped: SIGTERM came, and the run is saved; a SystemExit with code 143.
         DataError: an unreadable or damaged store, or one with too few cells.
     """
@@ -121,15 +114,16 @@ def pretrain(
     with ray_cluster():
         device = _choose_device(config)
         files.folder.mkdir(parents=True, exist_ok=True)
-        config.write(files.config)
-        for of_the_run_before in (files.hang, files.stop, files.failure):
-            of_the_run_before.unlink(missing_ok=True)
-        shutil.rmtree(files.heartbeats, ignore_errors=True)
-        from cellfoundry_training.launch import run_ranks
+        with held(files.folder):
+            config.write(files.config)
+            for of_the_run_before in (files.hang, files.stop, files.failure):
+                of_the_run_before.unlink(missing_ok=True)
+            shutil.rmtree(files.heartbeats, ignore_errors=True)
+            from cellfoundry_training.launch import run_ranks
 
-        with _following(files.metrics, config, progress, watch):
-            finished = run_ranks(config, device, store_path, files)
-    files.stop.unlink(missing_ok=True)
+            with following(files, config, device, progress, watch):
+                finished = run_ranks(config, device, store_path, files)
+            files.stop.unlink(missing_ok=True)
     if not finished:
         raise RunStopped(_stopped(files))
     return _result(files)
@@ -207,56 +201,6 @@ def _choose_device(config: PretrainConfig) -> str:
     if config.device == "auto":
         return "cuda" if gpus >= needed else "cpu"
     return config.device
-
-
-@contextmanager
-def _following(
-    metrics: Path, config: PretrainConfig, progress: Progress | None, watch: Watch | None
-) -> Iterator[None]:
-    """Report from the metrics file while the body runs."""
-    finished = threading.Event()
-    arguments = (metrics, config, progress or _ignore, watch or _ignore, finished)
-    thread = threading.Thread(target=_follow, args=arguments, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        thread.join()
-
-
-def _ignore(*_: object) -> None:
-    """Nobody is looking."""
-
-
-def _follow(
-    metrics: Path, config: PretrainConfig, progress: Progress, watch: Watch, finished: threading.Event
-) -> None:
-    label = "pretrain (steps)"
-    before = history.newest(metrics)
-    first = reported = before.step["step"] if before.step else 0
-    evaluated = before.evaluation["step"] if before.evaluation else None
-    warned = before.warnings
-    while True:
-        if reported == first:  # again and again while ranks start, which the rate of steps must not count
-            progress(label, first, config.max_steps or 0)
-        last_look = finished.wait(PROGRESS_EVERY_S)
-        now = history.newest(metrics)
-        for warning in now.warnings:
-            if warning not in warned:
-                watch(warning)
-        warned = now.warnings
-        if now.step is not None and now.step["step"] != reported:
-            step = reported = now.step["step"]
-            watch(now.step)
-            # A budget of seconds says how many steps it holds by how far the ones so far have come.
-            share = budget_share(config, step, now.step["seconds"])
-            progress(label, step, max(step, round(step / share)))
-        if now.evaluation is not None and now.evaluation["step"] != evaluated:
-            evaluated = now.evaluation["step"]
-            watch(now.evaluation)
-        if last_look:
-            return
 
 
 def _result(files: RunFiles) -> PretrainResult:

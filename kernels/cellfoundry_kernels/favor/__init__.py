@@ -41,11 +41,11 @@ def favor_attention(
             sampling rate where positions are a sample. It does not move ``s``, and gets no gradient.
 
     Returns:
-        (C, H, Q, K) in the inputs' dtype. Forward FLOPs 4 C H (P + Q) M K, backward twice that; the GPU's bfloat16
-        multiplies 1.5 and 1.6 times as much (features and outputs again, what rounding left). Bytes at least
-        2 C H (P + Q) K elements forward, twice that backward. Memory beside inputs and results: on the GPU below
-        0.3 GB for 64 published cells (see ``kernel``); the reference holds the two (C, H, P, M) maps in float32,
-        10 GB each for those.
+        (C, H, Q, K) in the inputs' dtype. Forward FLOPs 4 C H (P + Q) M K, backward twice that (on the GPU 6 and 13
+        instead of 4 and 8 products of bfloat16: features and outputs are made again, rests of rounding
+        multiplied); bytes at least 2 C H (P + Q) K elements forward, twice that
+        backward. Memory beside inputs and results: on the GPU below 0.3 GB for 64 published cells (see
+        ``kernel``); the reference holds the two (C, H, P, M) maps in float32, 10 GB each for those.
 
     Raises:
         ValueError: Shapes that do not fit, dtypes that differ, or no keys.
