@@ -27,12 +27,18 @@ def offsets(lengths: npt.NDArray[np.int64], device: str) -> Tensor:
 
 
 def synthetic_counts(cells: int, n_genes: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """A CSR batch with real lengths: indptr int64, gene ids int64 ascending in a cell, counts float32 >= 1.
+    """A CSR batch with real lengths, as ``counts_of_lengths`` makes it."""
+    return counts_of_lengths(np.minimum(real_lengths(cells, seed), n_genes), n_genes, seed)
+
+
+def counts_of_lengths(
+    lengths: npt.NDArray[np.int64], n_genes: int, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A CSR batch: indptr int64, gene ids int64 ascending in a cell, counts float32 >= 1.
 
     Counts are 1 + Poisson of a log-normal rate, which gives the long tail of real ones (mean about 3).
     """
     rng = np.random.default_rng(seed)
-    lengths = np.minimum(real_lengths(cells, seed), n_genes)
     genes = np.concatenate([np.sort(rng.choice(n_genes, length, replace=False)) for length in lengths])
     counts = 1 + rng.poisson(rng.lognormal(0.0, 1.0, len(genes)))
     indptr = np.concatenate([[0], np.cumsum(lengths)])

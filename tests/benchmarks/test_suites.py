@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from cellfoundry_bench.kernels import attention, model, ops, timing
+from cellfoundry_bench.kernels import attention, bars, curves, model, ops, timing
 from cellfoundry_bench.kernels.dense_masking import dense_mask
+from cellfoundry_bench.measure import Comparison
 from cellfoundry_bench.ragged import GENES_PER_CELL, real_lengths, synthetic_counts
 from cellfoundry_bench.real_cells import real_cells
+from cellfoundry_bench.results import Row
 from cellfoundry_bench.suites import embed, serve
-from cellfoundry_kernels import mask_cells
+from cellfoundry_kernels import favor_attention, mask_cells
 from cellfoundry_model.presets import PRESETS
 from cellfoundry_serving.endpoint.server import running
 
@@ -59,6 +62,7 @@ def test_kernels_suite_needs_torch_and_numpy_only() -> None:
 def test_kernels_without_a_gpu_say_what_is_not_measured() -> None:
     rows = [
         *attention.attention_rows(np.array([40, 3, 90]), "three cells", "cpu", heads=2, rounds=1),
+        *attention.unmeasured_attention_rows(),
         *ops.value_embedding_rows(64, "cpu", None, width=32, rounds=1),
         *ops.favor_rows(1, "cpu", None, positions=100, rounds=1),
         *ops.mask_rows(2, "cpu", n_genes=5000, rounds=1),
@@ -75,10 +79,80 @@ def test_kernels_without_a_gpu_say_what_is_not_measured() -> None:
         "mask_cells",
     ]
     assert all(row.value is not None and row.value > 0 for row in measured)
+    # What we call there is the reference: a ratio to it would say nothing.
+    assert [row.ratio is None for row in measured] == [False, False, True, True, True, False]
     unmeasured = [row for row in rows if row.met == "not measured"]
-    assert {row.peer for row in unmeasured} >= set(attention.PEERS)
-    assert all(row.note == attention.NO_GPU for row in unmeasured)
-    assert sum(row.bar is not None for row in unmeasured) == 9
+    assert all(row.note == bars.NO_GPU for row in unmeasured)
+
+
+def test_machines_without_a_gpu_name_every_bar_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of a GPU are those of the same code with clocks that need none."""
+
+    def op_rows(device: str, roofline: timing.Roofline | None) -> list[Row]:
+        return [
+            *ops.value_embedding_rows(64, device, roofline, width=32, rounds=1),
+            *ops.favor_rows(1, device, roofline, positions=100, rounds=1),
+            *ops.mask_rows(2, device, n_genes=5000, rounds=1),
+        ]
+
+    def barred(rows: list[Row]) -> set[tuple[str, str | None, float, str]]:
+        return {(row.what, row.peer, row.bar, row.bar_is) for row in rows if row.bar is not None}
+
+    on_cpu = barred([*attention.unmeasured_attention_rows(), *op_rows("cpu", None)])
+    for module in (attention, ops):
+        monkeypatch.setattr(module, "rotated", lambda *_: lambda: None)
+        monkeypatch.setattr(module, "compare_on", lambda *_: Comparison([1.0], [2.0]))
+    for name in ("mask_work", "_dense_work"):
+        monkeypatch.setattr(ops, name, lambda *_: lambda: None)
+    monkeypatch.setattr(ops, "_extra_memory", lambda *_: 1)
+    monkeypatch.setattr(torch, "compile", lambda op, **_: op)
+    of_attention = itertools.chain.from_iterable(
+        attention.attention_rows(lengths, what, "cuda")
+        for what, lengths in attention.attention_batches("cuda")
+    )
+    on_gpu = barred([*of_attention, *op_rows("cuda", timing.Roofline(1.0, 1.0))])
+    assert on_cpu == on_gpu
+    # Against padded cells only where any are: of equal length none is.
+    padded = {what for what, peer, *_ in on_gpu if peer == attention.PADDED["cuda"]}
+    assert padded == {f"varlen_attention {part}, real lengths" for part in attention.BARS}
+
+
+def test_work_of_favor_is_what_its_reference_multiplies() -> None:
+    """By torch's count. Its backward keeps the features of queries and keys, which the kernels make again."""
+    counted = {}
+    for part in ops.PARTS:
+        work = ops.favor_work(favor_attention, part, 1, 300, "cpu")
+        with FlopCounterMode(display=False) as counter:
+            work()
+        counted[part] = counter.get_total_flops()
+    cost = {part: ops.favor_cost(part, 1, 300, 4).flops for part in ops.PARTS}
+    assert cost["backward"] == 2 * cost["forward"]
+    # The reference's products have a column more, of the denominators.
+    assert counted["forward"] == pytest.approx(cost["forward"], rel=0.02)
+    assert counted["backward"] + cost["forward"] / 2 == pytest.approx(cost["backward"], rel=0.02)
+
+
+def test_curves_have_both_rates_over_length() -> None:
+    found = [
+        *curves.attention_curves((16, 32), "cpu", tokens=64, heads=1),
+        *curves.embedding_curves((16, 32), "cpu"),
+        *curves.favor_curves((16, 32), "cpu"),
+        *curves.mask_curves((16, 32), "cpu", cells=2),
+    ]
+    titles = [
+        "varlen_attention forward, head dim 64, cpu",
+        "varlen_attention backward, head dim 64, cpu",
+        "value_embedding forward and backward, width 768, cpu",
+        "favor_attention forward, 1 cells, cpu",
+        "favor_attention backward, 1 cells, cpu",
+    ]
+    assert [curve.title for curve in found[::2]] == [*titles, "mask_cells, 2 cells, cpu"]
+    assert [curve.title for curve in found[1::2]] == titles
+    assert all("TFLOP/s" in curve.y_label for curve in found[:-1:2])
+    assert all(curve.y_label == "GB/s" for curve in (*found[1::2], found[-1]))
+    for curve in found:
+        assert [x for x, _ in curve.lines["ours"]] == [16, 32]
+        assert all(y > 0 for _, y in curve.lines["ours"])
 
 
 def test_packed_and_padded_do_the_same_work() -> None:
@@ -130,7 +204,7 @@ def test_time_on_a_cpu_rotates_through_one_set_of_inputs() -> None:
     timed = timing.compare_on("cpu", work, work, rounds=2)
     assert calls == [0] * 6
     assert len(timed.ours) == 2
-    assert timing.Roofline(2.0, 4.0).seconds(8.0, 4.0) == 4.0
+    assert timing.Roofline(2.0, 4.0).seconds(timing.Cost(8.0, 4.0)) == 4.0
 
 
 def test_embedding_agrees_with_the_loop_it_is_timed_against() -> None:

@@ -16,16 +16,18 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import cellfoundry_kernels as kernels
-from cellfoundry_bench.kernels.timing import ROUNDS, Work, compare_on, median_device_seconds, rotated
+from cellfoundry_bench.kernels.bars import not_measured
+from cellfoundry_bench.kernels.inputs import dtype_on, packed_qkv
+from cellfoundry_bench.kernels.timing import ROUNDS, Cost, Work, compare_on, rotated
 from cellfoundry_bench.measure import Comparison
 from cellfoundry_bench.ragged import offsets, real_lengths
-from cellfoundry_bench.results import Curve, Row
+from cellfoundry_bench.results import Row
 
 HEADS, HEAD_DIM = 12, 64
 BARS = {"forward": 1.15, "backward": 1.1}
 """Against the better of FlashAttention-2 and FlexAttention, H200, bf16."""
 PADDED_BAR = 1.5
-NO_GPU = "this machine has no NVIDIA GPU"
+"""Against padded cuDNN, where cells differ in length; among equal ones nothing is padded."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,8 @@ class Ragged:
     def of(cls, lengths: npt.NDArray[np.int64], device: str, heads: int = HEADS, seed: int = 0) -> Ragged:
         """Random inputs; the same seed gives the same."""
         generator = torch.Generator().manual_seed(seed)
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        shape = (int(lengths.sum()), heads, HEAD_DIM)
-        q_NHK, k_NHK, v_NHK = (torch.randn(shape, generator=generator).to(device, dtype) for _ in "qkv")
-        return cls(q_NHK, k_NHK, v_NHK, offsets(lengths, device), int(lengths.max()))
+        qkv = packed_qkv(int(lengths.sum()), heads, HEAD_DIM, dtype_on(device), device, generator)
+        return cls(*qkv, offsets(lengths, device), int(lengths.max()))
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,36 +135,60 @@ PEERS = {"FlashAttention-2 (torch varlen_attn)": flash, "FlexAttention, document
 PADDED = {"cuda": "cuDNN SDPA, padded, no mask", "cpu": "SDPA, padded"}
 
 
-def forward_flops(lengths: npt.NDArray[np.int64], heads: int = HEADS) -> float:
-    """4 H K sum(n^2)."""
-    return 4.0 * heads * HEAD_DIM * float((lengths.astype(np.float64) ** 2).sum())
+def attention_cost(part: str, lengths: npt.NDArray[np.int64], heads: int, itemsize: int) -> Cost:
+    """Useful FLOPs 4 H K sum(n^2) forward, 2.5 times that backward.
+
+    Memory traffic: q, k, v read and the result written; backward reads those four and a gradient and writes three.
+    """
+    flops = 4.0 * heads * HEAD_DIM * float((lengths.astype(np.float64) ** 2).sum())
+    element = float(lengths.sum()) * heads * HEAD_DIM * itemsize
+    return Cost(flops, 4 * element) if part == "forward" else Cost(2.5 * flops, 8 * element)
 
 
 def attention_rows(
     lengths: npt.NDArray[np.int64], what: str, device: str, *, heads: int = HEADS, rounds: int = ROUNDS
 ) -> list[Row]:
     """Forward and backward on one batch, against each packed peer (CUDA only) and the padded one."""
-    flops = forward_flops(lengths, heads)
     note = f"{len(lengths)} cells, {lengths.min()} to {lengths.max()} tokens, {heads} heads of {HEAD_DIM}"
-    peers: dict[str, tuple[Callable[[Ragged], Side], dict[str, float]]] = {}
-    if device == "cuda":
-        peers = {name: (peer, BARS) for name, peer in PEERS.items()}
-    peers[PADDED[device]] = padded, {"forward": PADDED_BAR} if device == "cuda" else {}
     rows = []
-    for name, (peer, bars) in peers.items():
-        for part, amount in (("forward", flops), ("backward", 2.5 * flops)):
+    for name, (peer, bars) in _peers_on(device, lengths).items():
+        for part in BARS:
+            cost = attention_cost(part, lengths, heads, dtype_on(device).itemsize)
             timed = _compare(part, peer, lengths, device, heads, rounds)
-            title = f"varlen_attention {part}, {what}"
             rows.append(
-                timed.rate_row(title, amount / 1e12, "useful TFLOP/s", name, bar=bars.get(part), note=note)
+                timed.rate_row(
+                    _title(part, what), cost.flops / 1e12, UNIT, name, bar=bars.get(part), note=note
+                )
             )
-    if device != "cuda":
-        rows += [
-            Row(f"varlen_attention {part}, {what}", None, "useful TFLOP/s", name, bar=bar, note=NO_GPU)
-            for name in PEERS
-            for part, bar in BARS.items()
-        ]
     return rows
+
+
+def unmeasured_attention_rows() -> list[Row]:
+    """Every bar of a GPU, for a machine without one."""
+    return [
+        not_measured(_title(part, what), UNIT, peer=name, bar=bar)
+        for what, lengths in attention_batches("cuda")
+        for name, (_, bars) in _peers_on("cuda", lengths).items()
+        for part, bar in bars.items()
+    ]
+
+
+UNIT = "useful TFLOP/s"
+
+
+def _title(part: str, what: str) -> str:
+    return f"varlen_attention {part}, {what}"
+
+
+def _peers_on(
+    device: str, lengths: npt.NDArray[np.int64]
+) -> dict[str, tuple[Callable[[Ragged], Side], dict[str, float]]]:
+    """What ours is compared with on a batch, and the bar of each pass against it."""
+    if device == "cpu":
+        return {PADDED[device]: (padded, {})}
+    is_ragged = lengths.min() < lengths.max()
+    of_padded = dict.fromkeys(BARS, PADDED_BAR) if is_ragged else {}
+    return {name: (peer, BARS) for name, peer in PEERS.items()} | {PADDED[device]: (padded, of_padded)}
 
 
 def _compare(
@@ -175,16 +199,25 @@ def _compare(
     heads: int,
     rounds: int,
 ) -> Comparison:
-    n_bytes = 4 * int(lengths.sum()) * heads * HEAD_DIM * (2 if device == "cuda" else 4)
+    n_bytes = attention_cost("forward", lengths, heads, dtype_on(device).itemsize).bytes
 
-    def work(make_side: Callable[[Ragged], Side]) -> Work:
-        def make(seed: int) -> Work:
-            side = make_side(Ragged.of(lengths, device, heads, seed))
-            return side.call if part == "forward" else backward_of(side)
-
-        return rotated(make, device, n_bytes)
+    def work(side: Callable[[Ragged], Side]) -> Work:
+        return rotated(lambda seed: attention_work(side, part, lengths, device, heads, seed), device, n_bytes)
 
     return compare_on(device, work(ours), work(peer), rounds)
+
+
+def attention_work(
+    side: Callable[[Ragged], Side],
+    part: str,
+    lengths: npt.NDArray[np.int64],
+    device: str,
+    heads: int = HEADS,
+    seed: int = 0,
+) -> Work:
+    """One pass of one way, on inputs of its own."""
+    chosen = side(Ragged.of(lengths, device, heads, seed))
+    return chosen.call if part == "forward" else backward_of(chosen)
 
 
 def backward_of(side: Side) -> Work:
@@ -205,22 +238,6 @@ def attention_batches(device: str) -> list[tuple[str, npt.NDArray[np.int64]]]:
 
 
 FIXED = ((2048, 32), (8192, 8), (19_266, 3))
-
-
-def attention_curve(device: str, rounds: int = 3) -> Curve:
-    """TFLOP/s forward over the length of a cell, about 32k tokens a batch (8k on a CPU)."""
-    sides = {"ours": ours} | (PEERS if device == "cuda" else {})
-    longest = (8192, 19_266) if device == "cuda" else ()
-    total = 32_768 if device == "cuda" else 8192
-    heads = HEADS if device == "cuda" else 4
-    lines: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for length in (256, 512, 1024, 2048, 4096, *longest):
-        lengths = np.full(max(total // length, 1), length)
-        for name, side in sides.items():
-            spent = median_device_seconds(side(Ragged.of(lengths, device, heads)).call, device, rounds)
-            lines[name].append((float(length), forward_flops(lengths, heads) / spent / 1e12))
-    title = f"varlen_attention forward, head dim {HEAD_DIM}, {device}"
-    return Curve(title, "tokens a cell", "TFLOP/s", lines)
 
 
 def _token_mask(cu_seqlens: Tensor, longest: int) -> Tensor:

@@ -5,11 +5,13 @@ Shape legend: N tokens over all cells, C cells, L longest cell, D width, P posit
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from cellfoundry_bench.kernels.attention import NO_GPU
+from cellfoundry_bench.kernels.bars import not_measured
 from cellfoundry_bench.kernels.ops import masking_seconds
 from cellfoundry_bench.kernels.timing import ROUNDS, Roofline, compare_on, median_device_seconds
 from cellfoundry_bench.one_cell_loop import torch_layer
@@ -27,7 +29,7 @@ LAYER, STEP = "encoder layer, 100m, forward and backward", "training step, 100m"
 def encoder_layer_rows(cells: int, device: str, roofline: Roofline | None) -> list[Row]:
     """One layer, forward and backward, in bf16: model FLOPs utilisation against the measured matrix product."""
     if roofline is None:
-        return [Row(f"{LAYER}, MFU", None, "of bf16 products", note=NO_GPU)]
+        return [not_measured(f"{LAYER}, MFU", "of bf16 products")]
     config, lengths = PRESETS["100m"], real_lengths(cells) + 2
     layer = EncoderLayer(config).to(device, torch.bfloat16)
     x_ND = torch.randn(
@@ -51,11 +53,9 @@ def encoder_layer_rows(cells: int, device: str, roofline: Roofline | None) -> li
 
 def training_step_rows(cells: int, device: str, roofline: Roofline | None) -> list[Row]:
     """Forward, loss and backward of ``cells`` masked cells in bf16, and the share of ``mask_cells`` in it."""
-    mask_row = Row(
-        "mask_cells, share of a training step", None, "of the step", bar=0.05, bar_is="at most", note=NO_GPU
-    )
+    mask_row = not_measured("mask_cells, share of a training step", "of the step", bar=0.05, bar_is="at most")
     if roofline is None:
-        return [Row(f"{STEP}, MFU", None, "of bf16 products", note=NO_GPU), mask_row]
+        return [not_measured(f"{STEP}, MFU", "of bf16 products"), mask_row]
     config = PRESETS["100m"]
     model = CellModel(config).to(device, torch.bfloat16)
     indptr, gene_ids, counts = (tensor.to(device) for tensor in synthetic_counts(cells, config.n_genes))
@@ -72,7 +72,7 @@ def training_step_rows(cells: int, device: str, roofline: Roofline | None) -> li
     return [
         Row(f"{STEP}, cells", cells / (spent + masking), "cells/s", note=note),
         Row(f"{STEP}, MFU", 3 * step_flops(masked) / spent / roofline.flops, "of bf16 products", note=note),
-        Row(mask_row.what, masking / (spent + masking), mask_row.unit, bar=0.05, bar_is="at most", note=note),
+        replace(mask_row, value=masking / (spent + masking), note=note),
     ]
 
 

@@ -44,7 +44,7 @@ def compare_on(device: str, ours: Work, peer: Work, rounds: int = ROUNDS) -> Com
     return Comparison([pair[0] for pair in timed], [pair[1] for pair in timed])
 
 
-def rotated(make: Callable[[int], Work], device: str, n_bytes: int) -> Work:
+def rotated(make: Callable[[int], Work], device: str, n_bytes: float) -> Work:
     """Calls what ``make(seed)`` gave for one seed after another, enough of them to exceed L2 twice over.
 
     Args:
@@ -54,9 +54,17 @@ def rotated(make: Callable[[int], Work], device: str, n_bytes: int) -> Work:
     """
     copies = 1
     if device != "cpu":
-        copies += 2 * torch.cuda.get_device_properties(0).L2_cache_size // max(n_bytes, 1)
+        copies += int(2 * torch.cuda.get_device_properties(0).L2_cache_size / max(n_bytes, 1))
     works = itertools.cycle([make(seed) for seed in range(min(copies, 32))])
     return lambda: next(works)()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a piece of work takes at least: FLOPs, and bytes of memory traffic."""
+
+    flops: float
+    bytes: float
 
 
 @dataclass(frozen=True)
@@ -66,9 +74,9 @@ class Roofline:
     flops: float
     bytes: float
 
-    def seconds(self, flops: float, n_bytes: float) -> float:
-        """The least time that work of so many FLOPs and bytes of memory traffic takes."""
-        return max(flops / self.flops, n_bytes / self.bytes)
+    def seconds(self, cost: Cost) -> float:
+        """The least time that work of this cost takes."""
+        return max(cost.flops / self.flops, cost.bytes / self.bytes)
 
 
 def measured_roofline(device: str = "cuda", size: int = 8192) -> Roofline:

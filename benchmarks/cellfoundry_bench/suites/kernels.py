@@ -12,7 +12,12 @@ import importlib.util
 import numpy as np
 import torch
 
-from cellfoundry_bench.kernels.attention import attention_batches, attention_curve, attention_rows
+from cellfoundry_bench.kernels.attention import (
+    attention_batches,
+    attention_rows,
+    unmeasured_attention_rows,
+)
+from cellfoundry_bench.kernels.curves import all_curves
 from cellfoundry_bench.kernels.model import (
     encoder_layer_rows,
     packed_against_padded_row,
@@ -32,6 +37,7 @@ def run() -> SuiteResult:
     rows: list[Row] = []
     for what, lengths in attention_batches(device):
         rows += attention_rows(lengths, what, device, heads=12 if cuda else 4)
+    rows += [] if cuda else unmeasured_attention_rows()
     # So many values that a GPU takes longer for them than the host for its launches.
     rows += value_embedding_rows(512_000 if cuda else 16_000, device, roofline)
     rows += favor_rows(8 if cuda else 1, device, roofline)
@@ -41,7 +47,7 @@ def run() -> SuiteResult:
     if not cuda:
         rows += [packed_against_padded_row(preset, cell_lengths(64), rounds=3) for preset in ("tiny", "3m")]
     rows += _compile_rows()
-    return SuiteResult(rows, [attention_curve(device)])
+    return SuiteResult(rows, all_curves(device, roofline))
 
 
 def _compile_rows() -> list[Row]:
