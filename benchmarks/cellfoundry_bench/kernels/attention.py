@@ -131,7 +131,10 @@ def padded(cells: Ragged) -> Side:
     return Side(call, (q, k, v))
 
 
-PEERS = {"FlashAttention-2 (torch varlen_attn)": flash, "FlexAttention, document mask": flex}
+PEERS: dict[str, Callable[[Ragged], Side]] = {
+    "FlashAttention-2 (torch varlen_attn)": flash,
+    "FlexAttention, document mask": flex,
+}
 PADDED = {"cuda": "cuDNN SDPA, padded, no mask", "cpu": "SDPA, padded"}
 
 
@@ -188,7 +191,7 @@ def _peers_on(
         return {PADDED[device]: (padded, {})}
     is_ragged = lengths.min() < lengths.max()
     of_padded = dict.fromkeys(BARS, PADDED_BAR) if is_ragged else {}
-    return {name: (peer, BARS) for name, peer in PEERS.items()} | {PADDED[device]: (padded, of_padded)}
+    return {**{name: (peer, BARS) for name, peer in PEERS.items()}, PADDED[device]: (padded, of_padded)}
 
 
 def _compare(

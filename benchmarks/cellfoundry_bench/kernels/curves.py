@@ -34,7 +34,7 @@ def all_curves(device: str, roofline: Roofline | None) -> list[Curve]:
     """Every kernel's curves."""
     if device == "cpu":
         return [
-            *attention_curves((256, 512, 1024, 2048, 4096), device, tokens=8192, heads=4),
+            *attention_curves((256, 512, 1024, 2048), device, tokens=4096, heads=4),
             *embedding_curves((1000, 4000, 16_000), device),
             *favor_curves((512, 1024, 2048, 4096), device),
             *mask_curves((250, 500, 1000, 2000, 4000), device, cells=8),
