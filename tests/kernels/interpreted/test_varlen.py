@@ -19,6 +19,7 @@ from twins import (
 
 from cellfoundry_bench.tune_attention import tune
 from cellfoundry_kernels import varlen_attention
+from cellfoundry_kernels.launch import SMALL_SHARED_MEMORY
 from cellfoundry_kernels.varlen import kernel, reference, tiles
 from cellfoundry_kernels.varlen.schedule import make_schedule, tile_bound
 
@@ -191,7 +192,15 @@ def test_heads_wider_than_the_tables_are_refused() -> None:
     q = torch.randn(3, 1, 256)
     with pytest.raises(ValueError, match="got heads of 256 channels, its kernels take up to 128"):
         varlen_attention(q, q, q, cu_seqlens_of([3]), 3)
-    assert tiles.tile_for("keys", torch.float16, 64, 500, 120) == tiles.HALF[90, "keys"][64]
+
+
+@pytest.mark.parametrize("capability", [80, *SMALL_SHARED_MEMORY, 90, 100])
+def test_devices_with_little_shared_memory_take_the_tiles_that_fit(capability: int) -> None:
+    entry = 90 if capability in (90, 100) else 80
+    for name in kernel.KERNELS:
+        for head_dim in (32, 64, 128):
+            sizes = tiles.tile_for(name, torch.float16, head_dim, 500, capability)
+            assert sizes == tiles.HALF[entry, name][head_dim]
 
 
 def test_nothing_to_do_launches_nothing() -> None:
