@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from twins import (
     DEVICE,
+    DTYPES,
     assert_as_exact_as_the_reference,
     assert_compiles_whole,
     cu_seqlens_of,
+    gpu_only,
     relative_rms,
     with_gradients,
 )
@@ -73,6 +75,22 @@ def test_varlen_attention(lengths: list[int], head_dim: int, dtype: torch.dtype)
     assert_as_exact_as_the_reference(*twin_low_exact(inputs, grad, cu_seqlens_of(lengths), None))
 
 
+# One head: float64's shares of 19,266 tokens take 3 GB each.
+@gpu_only
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "lengths"),
+    [
+        pytest.param(1, [300, 2, 19_266, 64, 5_000, 3, 128, 2_000, 129], id="cells9-len19266"),
+        pytest.param(2, [2 + cell % 9 for cell in range(10_000)], id="cells10000-len10"),
+    ],
+)
+def test_cells_of_all_sizes_in_one_batch(heads: int, lengths: list[int], dtype: torch.dtype) -> None:
+    inputs = list(torch.randn(sum(lengths), 3, heads, 64).to(dtype).unbind(1))
+    grad = torch.randn(sum(lengths), heads, 64).to(dtype)
+    assert_as_exact_as_the_reference(*twin_low_exact(inputs, grad, cu_seqlens_of(lengths), None))
+
+
 @pytest.mark.parametrize("scale", [0.5, -0.5, 0.0])
 def test_any_scale(scale: float) -> None:
     inputs, grad = [torch.randn(45, 1, 16) for _ in "qkv"], torch.randn(45, 1, 16)
@@ -110,9 +128,11 @@ def test_offsets_pass_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     spread = torch.empty(tokens * stride, dtype=torch.float16).as_strided((tokens, 1, 16), (stride, 16, 1))
     spread[:] = torch.randn(tokens, 1, 16)
     cu_seqlens = cu_seqlens_of([4, tokens - 4])
-    out = varlen_attention(spread, spread, spread, cu_seqlens, tokens)
-    packed = spread.contiguous()
-    assert torch.equal(out, varlen_attention(packed, packed, packed, cu_seqlens, tokens))
+    op = partial(varlen_attention, cu_seqlens=cu_seqlens, max_seqlen=tokens)
+    packed, grad = spread.contiguous(), torch.randn(tokens, 1, 16).half()
+    expected = with_gradients(op, [packed] * 3, grad)
+    for ours, dense in zip(with_gradients(op, [spread] * 3, grad), expected, strict=True):
+        assert torch.equal(ours, dense)
 
 
 def test_a_nan_stays_in_its_cell_and_comes_out() -> None:
