@@ -124,11 +124,12 @@ def test_not_packed_inputs_are_copied() -> None:
 
 def test_offsets_pass_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
-    tokens, stride = 260, 2**23
+    # The last tile of the first cell starts 2^31 elements behind the first token, the second cell yet farther.
+    tokens, stride = 280, 2**23
     spread = torch.empty(tokens * stride, dtype=torch.float16).as_strided((tokens, 1, 16), (stride, 16, 1))
     spread[:] = torch.randn(tokens, 1, 16)
-    cu_seqlens = cu_seqlens_of([4, tokens - 4])
-    op = partial(varlen_attention, cu_seqlens=cu_seqlens, max_seqlen=tokens)
+    cu_seqlens = cu_seqlens_of([270, 10])
+    op = partial(varlen_attention, cu_seqlens=cu_seqlens, max_seqlen=270)
     packed, grad = spread.contiguous(), torch.randn(tokens, 1, 16).half()
     expected = with_gradients(op, [packed] * 3, grad)
     for ours, dense in zip(with_gradients(op, [spread] * 3, grad), expected, strict=True):
