@@ -14,10 +14,10 @@ from pathlib import Path
 from cellfoundry_kernels.launch import Launch, all_published_launches
 
 REGISTERS_PER_SM = 65_536
-THREADS_PER_SM = 2048
-# KiB of shared memory by compute capability (CUDA C++ Programming Guide, technical specifications): of one block,
-# and of one multiprocessor.
-SHARED_KIB = {80: (163, 164), 90: (227, 228)}
+# By compute capability (CUDA C++ Programming Guide, technical specifications): threads of one multiprocessor; KiB
+# of shared memory of one block, and of one multiprocessor.
+THREADS_PER_SM = {80: 2048, 86: 1536, 89: 1536, 90: 2048, 120: 1536}
+SHARED_KIB = {80: (163, 164), 86: (99, 100), 89: (99, 100), 90: (227, 228), 120: (99, 100)}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
     registers = max(int(n) for n in re.findall(r"REG:(\d+)", usage))
     stack = sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
     shared, warps = compiled.metadata.shared, launch.options["num_warps"]
-    fits = [REGISTERS_PER_SM // (registers * warps * 32), THREADS_PER_SM // (warps * 32)]
+    fits = [REGISTERS_PER_SM // (registers * warps * 32), THREADS_PER_SM[capability] // (warps * 32)]
     if shared:
         fits.append(
             SHARED_KIB[capability][1] * 1024 // (shared + 1024)

@@ -64,6 +64,11 @@ def capability_of(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def has_large_tiles(capability: int) -> bool:
+    """Whether a device has H100's products, which take operands from shared memory, and enough of that."""
+    return capability >= 90 and capability not in SMALL_SHARED_MEMORY
+
+
 @dataclass(frozen=True)
 class Launch:
     """A kernel as it is launched at the published model's sizes: what tests and the compile report compile.

@@ -41,12 +41,11 @@ from cellfoundry_kernels.embedding.bins_gradient import bins_role
 from cellfoundry_kernels.embedding.forward import (
     PARTS,
     PARTS_K,
-    has_large_tiles,
     own_row,
     processors,
     shares,
 )
-from cellfoundry_kernels.launch import LaunchOptions, capability_of, dot_precision
+from cellfoundry_kernels.launch import LaunchOptions, capability_of, dot_precision, has_large_tiles
 
 
 @triton.jit

@@ -28,10 +28,10 @@ import triton.language as tl
 from torch import Tensor
 
 from cellfoundry_kernels.launch import (
-    SMALL_SHARED_MEMORY,
     LaunchOptions,
     capability_of,
     dot_precision,
+    has_large_tiles,
     tile,
 )
 
@@ -209,11 +209,6 @@ def forward_tiles(dtype: torch.dtype, block_b: int, capability: int) -> dict[str
         "STAGES": stages,
         "PRECISION": dot_precision(dtype),
     }
-
-
-def has_large_tiles(capability: int) -> bool:
-    """Whether a device has H100's products, which take operands from shared memory, and enough of that."""
-    return capability >= 90 and capability not in SMALL_SHARED_MEMORY
 
 
 def forward_options(dtype: torch.dtype, capability: int) -> LaunchOptions:

@@ -30,6 +30,8 @@ def favor_attention(
     exponentials are summed, and the sums are scaled when it is known. The result is that of a maximum taken first,
     which would read the keys twice, so there is no choice of it. bfloat16 inputs meet the projection in float16
     and what that rounding left of it, 22 bits, where errors would show; float16 and float32 inputs in float32.
+    Heads wider than 64 channels, projections beyond 272 features of 64 channels, and devices with less shared memory
+    than an A100 take the reference on a GPU too.
 
     Args:
         q_CHQK: Queries, (C, H, Q, K); fp32, fp16, bf16 (fp64 with the reference). Views of (C, Q, H, K) are

@@ -112,12 +112,14 @@ PROGRAMS = 1024
 LEAST_POSITIONS = 512
 # Features x head dim, both padded, whose operands fit the 163 KiB of shared memory of an A100.
 LARGEST_PROJECTION = 272 * 64
+# Wider heads spill registers: at 128 channels 16 to 56 bytes in bfloat16.
+LARGEST_HEAD = 64
 
 
 def tile_for(kernel: Kernel, dtype: torch.dtype, capability: int, head_dim: int) -> Tile:
-    """The tile of a launch; newer devices take the newest entry, longer heads the last."""
+    """The tile of a launch; newer devices take the newest entry."""
     entries = BFLOAT16[90 if capability >= 90 else 80, kernel] if dtype == torch.bfloat16 else SINGLE[kernel]
-    return entries[min(tile(head_dim), 64)]
+    return entries[tile(head_dim)]
 
 
 # A constant of a traced graph, as in dispatch.
@@ -126,7 +128,7 @@ def runs(features: int, head_dim: int, device: torch.device) -> bool:
     """Whether the kernels run a projection of this size on this device; else the reference does."""
     small = padded_features(features, 16) * tile(head_dim) <= LARGEST_PROJECTION
     capability = capability_of(device)
-    return small and capability >= 80 and capability not in SMALL_SHARED_MEMORY
+    return small and head_dim <= LARGEST_HEAD and capability >= 80 and capability not in SMALL_SHARED_MEMORY
 
 
 def feature_blocks(features: int, block_m: int) -> dict[str, int]:

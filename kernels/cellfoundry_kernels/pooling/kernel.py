@@ -13,6 +13,7 @@ the cell, D columns.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cellfoundry_kernels.launch import Launch, LaunchOptions, argument_types, registered_op
+from cellfoundry_kernels.launch import TYPE_NAMES, Launch, LaunchOptions, argument_types, registered_op
 
 TILES = {"BLOCK_T": 64, "BLOCK_D": 64}
 OPTIONS: LaunchOptions = {"num_warps": 4, "num_stages": 2}
@@ -183,13 +184,15 @@ def pool_cells(x_ND: Tensor, cu_seqlens: Tensor, mode: str) -> Tensor:
 
 
 def published_launches() -> list[Launch]:
-    """What runs for each mode in bf16."""
+    """What runs for each mode in bf16 and fp32."""
     found = []
     for mode in ("all", "max"):
         constants = {"POOL_ALL": mode == "all", **TILES}
-        for kernel in (forward_kernel, backward_kernel):
+        for kernel, dtype in itertools.product(
+            (forward_kernel, backward_kernel), (torch.bfloat16, torch.float32)
+        ):
             other = {"cu_seqlens_ptr": "*i32", "place_ptr": "*i32"}
-            types = argument_types(kernel, torch.bfloat16, constants, other)
-            name = f"pool_cells-{kernel.fn.__name__}-{mode}-bf16"
+            types = argument_types(kernel, dtype, constants, other)
+            name = f"pool_cells-{kernel.fn.__name__}-{mode}-{TYPE_NAMES[dtype]}"
             found.append(Launch(name, kernel, types, constants, OPTIONS, ("width",)))
     return found

@@ -22,7 +22,9 @@ def varlen_attention(
 ) -> Tensor:
     """Full softmax attention among each cell's own tokens, over packed cells.
 
-    The same bits in every run, whoever shares the batch; a NaN stays in its cell and comes out.
+    The same bits in every run of the same batch. Company reaches a cell through ``max_seqlen`` alone: half
+    precision of heads up to 64 has other tiles where the longest cell has more than 64 tokens, and a short cell
+    gets the same result from them but for rounding. A NaN stays in its cell and comes out.
 
     Args:
         q_NHK: Queries, (N, H, K); fp32, fp16, bf16 (fp64 with the reference). k_NHK, v_NHK alike. Views of one
@@ -30,7 +32,7 @@ def varlen_attention(
         k_NHK: Keys.
         v_NHK: Values.
         cu_seqlens: int32 or int64, (C + 1,), from 0 to N; cells may be empty.
-        max_seqlen: Tokens of the longest cell (chooses tile sizes).
+        max_seqlen: Tokens of the longest cell (chooses tile sizes on the GPU).
         scale: Factor of the logits; K^-0.5 by default.
 
     Returns:

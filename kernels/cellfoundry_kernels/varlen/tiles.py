@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from cellfoundry_kernels.launch import LaunchOptions, tile
+from cellfoundry_kernels.launch import LaunchOptions, has_large_tiles, tile
 
 Kernel = Literal["forward", "keys", "queries"]
 
@@ -40,7 +40,7 @@ class Tile:
 
 
 # Half precision: (compute capability, kernel) -> head dim, padded to a power of two -> tile. Shared memory of
-# the entries for 80 stays under the 99 KiB of 86 and 89, which take them too.
+# the entries for 80 stays under the 99 KiB of 86, 89, 120 and 121, which take them too.
 HALF: dict[tuple[int, Kernel], dict[int, Tile]] = {
     (80, "forward"): {32: Tile(128, 64, 4, 3), 64: Tile(128, 64, 4, 3), 128: Tile(128, 32, 8, 3)},
     (80, "keys"): {32: Tile(64, 64, 4, 2), 64: Tile(128, 32, 8, 3), 128: Tile(64, 32, 8, 2)},
@@ -56,7 +56,9 @@ SINGLE = {32: Tile(32, 32, 8, 2), 64: Tile(32, 32, 8, 2), 128: Tile(32, 16, 8, 2
 
 
 def tile_for(kernel: Kernel, dtype: torch.dtype, head_dim: int, max_seqlen: int, capability: int) -> Tile:
-    """The tile of a launch; ``capability`` as ``capability_of`` gives it, and newer ones take the newest entry.
+    """The tile of a launch; ``capability`` as ``capability_of`` gives it.
+
+    Newer devices take the newest entry, those with little shared memory the oldest.
 
     Raises:
         ValueError: A head wider than the tables have.
@@ -71,4 +73,4 @@ def tile_for(kernel: Kernel, dtype: torch.dtype, head_dim: int, max_seqlen: int,
         return SINGLE[padded]
     if max_seqlen <= SHORT.rows and padded <= 64:
         return SHORT
-    return HALF[90 if capability >= 90 else 80, kernel][padded]
+    return HALF[90 if has_large_tiles(capability) else 80, kernel][padded]

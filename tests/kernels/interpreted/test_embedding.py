@@ -11,6 +11,8 @@ from twins import (
     DTYPES,
     assert_as_exact_as_the_reference,
     assert_compiles_whole,
+    gpu_only,
+    interpreter_only,
     relative_rms,
     with_gradients,
 )
@@ -65,8 +67,11 @@ def assert_exact(ours: list[Tensor], low: list[Tensor], exact: list[Tensor]) -> 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("tokens", "bins", "width"),
-    [(300, 100, 40), (12, 15, 7)],
-    ids=["tokens300-bins100-d40", "tokens12-bins15-d7"],
+    [
+        pytest.param(300, 100, 40, id="tokens300-bins100-d40"),
+        pytest.param(12, 15, 7, id="tokens12-bins15-d7"),
+        pytest.param(5_000, 100, 768, id="tokens5000-bins100-d768", marks=gpu_only),
+    ],
 )
 def test_value_embedding(dtype: torch.dtype, tokens: int, bins: int, width: int) -> None:
     inputs, position_N = full_inputs(tokens, bins, width, dtype)
@@ -139,6 +144,18 @@ def test_inputs_may_be_views_and_more_bins_than_fit_run_the_reference() -> None:
     inputs, position_N = full_inputs(5, 128, 8, torch.float32)
     wanted = in_full(reference.value_embedding, position_N)(*inputs)
     torch.testing.assert_close(in_full(value_embedding, position_N)(*inputs), wanted, rtol=0, atol=0)
+
+
+@interpreter_only
+def test_a_position_table_beyond_two_to_the_31_elements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2^28 rows only those asked for are touched; the rest is memory that is reserved."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    inputs, position_N = full_inputs(9, 10, 8, torch.float16)
+    expected = in_full(value_embedding, position_N)(*inputs)
+    *plain, table_PD = inputs
+    far_PD = torch.empty(2**28 + POSITIONS, 8, dtype=torch.float16)
+    far_PD[2**28 :] = table_PD
+    assert torch.equal(in_full(value_embedding, position_N + 2**28)(*plain, far_PD), expected)
 
 
 def test_only_what_is_needed_has_a_gradient() -> None:

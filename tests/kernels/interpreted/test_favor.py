@@ -14,6 +14,7 @@ from twins import (
     DTYPES,
     assert_as_exact_as_the_reference,
     assert_compiles_whole,
+    gpu_only,
     interpreter_only,
     relative_rms,
     with_gradients,
@@ -71,7 +72,7 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
         pytest.param((1, 2, 9, 70, 64), 266, FP16, id="cells1-len9of70-d64-m266-fp16"),
         pytest.param((2, 3, 33, 33, 24), 40, FP32, id="cells2-len33-d24-m40-fp32"),
         pytest.param((2, 1, 20, 50, 32), 17, FP16, id="cells2-len20of50-d32-m17-fp16"),
-        pytest.param((1, 1, 17, 30, 128), 48, FP32, id="cells1-len17of30-d128-m48-fp32"),
+        pytest.param((1, 1, 17, 30, 64), 48, FP32, id="cells1-len17of30-d64-m48-fp32"),
         *(
             [
                 pytest.param((2, 2, 300, 300, 64), 266, BF16, id="cells2-len300-d64-m266-bf16"),
@@ -87,6 +88,59 @@ def test_favor_attention(shape: Shape, features: int, dtype: torch.dtype) -> Non
     inputs, grad = random_inputs(shape, dtype)
     projection = torch.randn(features, shape[-1])
     assert_as_exact_as_the_reference(*twin_low_exact(inputs, grad, projection))
+
+
+@gpu_only
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_position_of_the_published_model(dtype: torch.dtype) -> None:
+    inputs, grad = random_inputs((2, 2, 19_266, 19_266, 64), dtype)
+    assert_as_exact_as_the_reference(*twin_low_exact(inputs, grad, torch.randn(266, 64)))
+
+
+@interpreter_only
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        pytest.param((2, 1, 20, 16), (2**31 + 32, 16, 16, 1), id="cells2-far-apart"),
+        pytest.param((1, 2, 20, 16), (16, 2**31 + 32, 16, 1), id="heads2-far-apart"),
+        pytest.param((1, 1, 260, 16), (16, 16, 2**23, 1), id="len260-far-apart"),
+    ],
+)
+def test_rows_beyond_two_to_the_31_elements(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    """In memory that is reserved but, but for the rows used, never touched."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    assert last >= 2**31
+    spread = torch.empty(last + 1, dtype=FP16).as_strided(shape, strides)
+    spread.copy_(torch.randn(shape))
+    assert tiles.with_dense_rows(spread) is spread
+    op, grad = partial(favor_attention, projection_MK=torch.randn(20, 16)), torch.randn(shape).half()
+    expected = with_gradients(op, [spread.contiguous()] * 3, grad)
+    for ours, dense in zip(with_gradients(op, [spread] * 3, grad), expected, strict=True):
+        assert torch.equal(ours, dense)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        pytest.param((2, 2, 10, 16), (320, 160, 1, 10), id="channels-apart"),
+        pytest.param((1, 1, 2, 16), (16, 16, 2**24, 1), id="rows-too-far-apart"),
+    ],
+)
+def test_rows_that_the_kernels_cannot_address_are_copied(
+    shape: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    x = torch.randn(2**24 + 16).as_strided(shape, strides)
+    copied = tiles.with_dense_rows(x)
+    assert copied is not x
+    assert torch.equal(copied, x)
+    assert copied.stride(3) == 1
+    op, grad = partial(favor_attention, projection_MK=torch.randn(20, 16)), torch.randn(shape)
+    expected = with_gradients(op, [copied] * 3, grad)
+    for ours, dense in zip(with_gradients(op, [x] * 3, grad), expected, strict=True):
+        assert torch.equal(ours, dense)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -232,8 +286,11 @@ def test_nothing_to_do_launches_nothing(shape: Shape) -> None:
     assert all(not x.any() for x in grads)
 
 
-def test_a_projection_too_large_for_the_kernels_takes_the_reference() -> None:
-    inputs, _ = random_inputs((1, 1, 4, 4, 128), FP32)
-    projection = torch.randn(621, 128)
+@pytest.mark.parametrize(
+    ("features", "head_dim"), [(621, 64), (48, 128)], ids=["features621-d64", "features48-d128"]
+)
+def test_what_the_kernels_are_too_small_for_takes_the_reference(features: int, head_dim: int) -> None:
+    inputs, _ = random_inputs((1, 1, 4, 4, head_dim), FP32)
+    projection = torch.randn(features, head_dim)
     expected = reference.favor_attention(*inputs, projection)
     assert torch.equal(favor_attention(*inputs, projection), expected)

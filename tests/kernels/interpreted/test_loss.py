@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from twins import DTYPES, assert_as_exact_as_the_reference, with_gradients
+from twins import DTYPES, assert_as_exact_as_the_reference, gpu_only, with_gradients
 
 from cellfoundry_kernels import masked_mse
 from cellfoundry_kernels.loss import reference
@@ -13,7 +13,15 @@ from cellfoundry_kernels.loss.kernel import masked_mse_backward
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("positions", [1, 1_024, 5_000], ids=["x1", "x1024", "x5000"])
+@pytest.mark.parametrize(
+    "positions",
+    [
+        pytest.param(1, id="x1"),
+        pytest.param(1_024, id="x1024"),
+        pytest.param(5_000, id="x5000"),
+        pytest.param(3_000_000, id="cells10000-x3000000", marks=gpu_only),
+    ],
+)
 def test_masked_mse_and_both_gradients(dtype: torch.dtype, positions: int) -> None:
     # Predictions may be half precision, targets never are; strided, as a column of a matrix would be.
     inputs = [torch.randn(positions, 2).to(dtype)[:, 0], 3 * torch.randn(positions)]

@@ -11,6 +11,7 @@ from dataclasses import fields
 import pytest
 import torch
 from torch import Tensor
+from twins import gpu_only
 
 from cellfoundry_kernels import MaskedCells, mask_cells
 from cellfoundry_kernels.masking.definition import Thresholds
@@ -25,7 +26,8 @@ def columns(lengths: list[int]) -> Columns:
     genes = [torch.randperm(GENES)[:length].sort().values for length in lengths]
     counts = 1 + torch.poisson(torch.rand(sum(lengths)).mul(3).exp())
     counts[len(counts) // 2] = 301
-    cell_ids = torch.tensor([2**40 + 7, 5, -3, 11])[: len(lengths)]
+    cell_ids = torch.cat([torch.tensor([2**40 + 7, 5, -3, 11]), torch.arange(12, 12 + len(lengths))])
+    cell_ids = cell_ids[: len(lengths)]
     return torch.tensor([0, *lengths]).cumsum(0), torch.cat(genes).int(), counts, cell_ids
 
 
@@ -74,6 +76,13 @@ def test_the_same_mask_as_the_reference(settings: dict[str, float], monkeypatch:
     batch = columns([700, 0, 400, 3])
     masked = mask_cells(*batch, n_genes=GENES, **settings)  # type: ignore[arg-type]
     assert_same_mask(masked, by_reference(monkeypatch, batch, **settings))
+
+
+@gpu_only
+def test_ten_thousand_tiny_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = columns([cell % 6 for cell in range(10_000)])
+    masked = mask_cells(*batch, n_genes=GENES, seed=3, step=4)
+    assert_same_mask(masked, by_reference(monkeypatch, batch, seed=3, step=4))
 
 
 def test_a_thinned_and_an_unthinned_cell_are_among_these(monkeypatch: pytest.MonkeyPatch) -> None:

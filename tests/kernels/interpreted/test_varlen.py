@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from twins import (
     DEVICE,
+    DTYPES,
     assert_as_exact_as_the_reference,
     assert_compiles_whole,
     cu_seqlens_of,
+    gpu_only,
     relative_rms,
     with_gradients,
 )
 
 from cellfoundry_bench.tune_attention import tune
 from cellfoundry_kernels import varlen_attention
+from cellfoundry_kernels.launch import SMALL_SHARED_MEMORY
 from cellfoundry_kernels.varlen import kernel, reference, tiles
 from cellfoundry_kernels.varlen.schedule import make_schedule, tile_bound
 
@@ -52,12 +57,37 @@ def twin_low_exact(
         pytest.param([33, 2, 0, 64, 1], 64, torch.float32, id="cells5-len64-d64-fp32"),
         pytest.param([40, 3], 128, torch.float32, id="cells2-len40-d128-fp32"),
         pytest.param([40, 3], 24, torch.float32, id="cells2-len40-d24-fp32"),
+        *(
+            pytest.param(lengths, head_dim, torch.bfloat16, id=f"{name}-d{head_dim}-bf16")
+            for name, lengths in {
+                "cells5-len64": [5, 0, 33, 1, 64],
+                "cells8-len500": [70, 2, 0, 500, 1, 130, 64, 257],
+            }.items()
+            for head_dim in (32, 64, 128)
+            if DEVICE == "cuda"
+        ),
     ],
 )
 def test_varlen_attention(lengths: list[int], head_dim: int, dtype: torch.dtype) -> None:
     # One packed projection: q, k and v are strided views, as in the model.
     inputs = list(torch.randn(sum(lengths), 3, 2, head_dim).to(dtype).unbind(1))
     grad = torch.randn(sum(lengths), 2, head_dim).to(dtype)
+    assert_as_exact_as_the_reference(*twin_low_exact(inputs, grad, cu_seqlens_of(lengths), None))
+
+
+# One head: float64's shares of 19,266 tokens take 3 GB each.
+@gpu_only
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "lengths"),
+    [
+        pytest.param(1, [300, 2, 19_266, 64, 5_000, 3, 128, 2_000, 129], id="cells9-len19266"),
+        pytest.param(2, [2 + cell % 9 for cell in range(10_000)], id="cells10000-len10"),
+    ],
+)
+def test_cells_of_all_sizes_in_one_batch(heads: int, lengths: list[int], dtype: torch.dtype) -> None:
+    inputs = list(torch.randn(sum(lengths), 3, heads, 64).to(dtype).unbind(1))
+    grad = torch.randn(sum(lengths), heads, 64).to(dtype)
     assert_as_exact_as_the_reference(*twin_low_exact(inputs, grad, cu_seqlens_of(lengths), None))
 
 
@@ -94,13 +124,16 @@ def test_not_packed_inputs_are_copied() -> None:
 
 def test_offsets_pass_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
-    tokens, stride = 260, 2**23
+    # The last tile of the first cell starts 2^31 elements behind the first token, the second cell yet farther.
+    tokens, stride = 280, 2**23
     spread = torch.empty(tokens * stride, dtype=torch.float16).as_strided((tokens, 1, 16), (stride, 16, 1))
     spread[:] = torch.randn(tokens, 1, 16)
-    cu_seqlens = cu_seqlens_of([4, tokens - 4])
-    out = varlen_attention(spread, spread, spread, cu_seqlens, tokens)
-    packed = spread.contiguous()
-    assert torch.equal(out, varlen_attention(packed, packed, packed, cu_seqlens, tokens))
+    cu_seqlens = cu_seqlens_of([270, 10])
+    op = partial(varlen_attention, cu_seqlens=cu_seqlens, max_seqlen=270)
+    packed, grad = spread.contiguous(), torch.randn(tokens, 1, 16).half()
+    expected = with_gradients(op, [packed] * 3, grad)
+    for ours, dense in zip(with_gradients(op, [spread] * 3, grad), expected, strict=True):
+        assert torch.equal(ours, dense)
 
 
 def test_a_nan_stays_in_its_cell_and_comes_out() -> None:
@@ -111,19 +144,31 @@ def test_a_nan_stays_in_its_cell_and_comes_out() -> None:
     assert not out[:40].isnan().any()
 
 
-def test_the_same_bits_in_every_run_and_in_any_company() -> None:
+# A cell alone has tiles for its own length: up to 64 tokens, in half precision, other ones than beside a longer cell.
+@pytest.mark.parametrize(
+    ("own", "dtype", "bound"),
+    [
+        pytest.param(slice(30, 130), torch.float16, 0.0, id="cell-len100-fp16-same-bits"),
+        pytest.param(slice(30), torch.float32, 0.0, id="cell-len30-fp32-same-bits"),
+        pytest.param(slice(130, 170), torch.float16, 2**-10, id="cell-len40-fp16-but-for-rounding"),
+    ],
+)
+def test_a_cell_in_company_of_one_with_100_tokens(own: slice, dtype: torch.dtype, bound: float) -> None:
+    inputs, grad = [torch.randn(170, 2, 16).to(dtype) for _ in "qkv"], torch.randn(170, 2, 16).to(dtype)
+    length = len(range(170)[own])
+    packed = partial(varlen_attention, cu_seqlens=cu_seqlens_of([30, 100, 40]), max_seqlen=100)
+    single = partial(varlen_attention, cu_seqlens=cu_seqlens_of([length]), max_seqlen=length)
+    together = with_gradients(packed, inputs, grad)
+    alone = with_gradients(single, [x[own] for x in inputs], grad[own])
+    for in_company, by_itself in zip(together, alone, strict=True):
+        assert relative_rms(in_company[own], by_itself) <= bound
+
+
+def test_the_same_bits_in_every_run_of_the_same_batch() -> None:
     inputs, grad = [torch.randn(170, 2, 16).half() for _ in "qkv"], torch.randn(170, 2, 16).half()
-    lengths, own = [30, 100, 40], slice(30, 130)
-    together = with_gradients(
-        lambda q, k, v: varlen_attention(q, k, v, cu_seqlens_of(lengths), 100), inputs, grad
-    )
-    alone = with_gradients(
-        lambda q, k, v: varlen_attention(q, k, v, cu_seqlens_of([100]), 100),
-        [x[own] for x in inputs],
-        grad[own],
-    )
-    for packed, single in zip(together, alone, strict=True):
-        assert torch.equal(packed[own], single)
+    op = partial(varlen_attention, cu_seqlens=cu_seqlens_of([30, 100, 40]), max_seqlen=100)
+    for one, other in zip(with_gradients(op, inputs, grad), with_gradients(op, inputs, grad), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_varlen_attention_is_a_registered_op() -> None:
@@ -168,7 +213,15 @@ def test_heads_wider_than_the_tables_are_refused() -> None:
     q = torch.randn(3, 1, 256)
     with pytest.raises(ValueError, match="got heads of 256 channels, its kernels take up to 128"):
         varlen_attention(q, q, q, cu_seqlens_of([3]), 3)
-    assert tiles.tile_for("keys", torch.float16, 64, 500, 120) == tiles.HALF[90, "keys"][64]
+
+
+@pytest.mark.parametrize("capability", [80, *SMALL_SHARED_MEMORY, 90, 100])
+def test_devices_with_little_shared_memory_take_the_tiles_that_fit(capability: int) -> None:
+    entry = 90 if capability in (90, 100) else 80
+    for name in kernel.KERNELS:
+        for head_dim in (32, 64, 128):
+            sizes = tiles.tile_for(name, torch.float16, head_dim, 500, capability)
+            assert sizes == tiles.HALF[entry, name][head_dim]
 
 
 def test_nothing_to_do_launches_nothing() -> None:

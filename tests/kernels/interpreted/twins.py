@@ -21,6 +21,9 @@ DTYPES = [
 interpreter_only = pytest.mark.skipif(
     DEVICE == "cuda", reason="reserves memory that is never touched, or counts calls, on a CPU"
 )
+gpu_only = pytest.mark.skipif(
+    DEVICE != "cuda", reason="needs an NVIDIA GPU: the interpreter would take minutes to hours"
+)
 
 
 def cu_seqlens_of(lengths: list[int]) -> Tensor:
