@@ -14,6 +14,7 @@ from cellfoundry_kernels.favor.forward_keys import context_kernel, key_sums_kern
 from cellfoundry_kernels.favor.forward_queries import queries_kernel
 from cellfoundry_kernels.favor.tiles import (
     Kernel,
+    Tile,
     constants,
     operand_dtype,
     reduce_constants,
@@ -22,6 +23,16 @@ from cellfoundry_kernels.favor.tiles import (
     tile_for,
 )
 from cellfoundry_kernels.launch import TYPE_NAMES, Launch, LaunchOptions, argument_types
+
+KERNELS: dict[Kernel, Any] = {
+    "key_sums": key_sums_kernel,
+    "queries": queries_kernel,
+    "backward_queries": backward_queries_kernel,
+    "gradient_sums": gradient_sums_kernel,
+    "backward_keys": backward_keys_kernel,
+}
+# What adds up the splits of a kernel's sums.
+REDUCTIONS: dict[Kernel, Any] = {"key_sums": context_kernel, "gradient_sums": gradient_context_kernel}
 
 
 def published_launches() -> list[Launch]:
@@ -46,26 +57,26 @@ def published_launches() -> list[Launch]:
 
 def _launches(features: int, head_dim: int, dtype: torch.dtype, capability: int) -> list[Launch]:
     """What runs at one shape."""
-    kernels: dict[Kernel, Any] = {
-        "key_sums": key_sums_kernel,
-        "queries": queries_kernel,
-        "backward_queries": backward_queries_kernel,
-        "gradient_sums": gradient_sums_kernel,
-        "backward_keys": backward_keys_kernel,
-    }
-    reductions: dict[Kernel, Any] = {"key_sums": context_kernel, "gradient_sums": gradient_context_kernel}
-    found = []
-    for name, kernel in kernels.items():
-        sizes = tile_for(name, dtype, capability, head_dim)
-        chosen = (sums_constants if name in reductions else constants)(features, head_dim, dtype, sizes)
-        if "HOLDS_RESTS" in kernel.arg_names:
-            chosen |= {"HOLDS_RESTS": sizes.holds_rests}
-        found.append(_launch(kernel, dtype, chosen, sizes.options, capability))
+    found = [
+        launch_with(tile_for(name, dtype, capability, head_dim), name, features, head_dim, dtype, capability)
+        for name in KERNELS
+    ]
     # Those of float16 are float32's.
-    for name, kernel in reductions.items() if dtype != torch.float16 else ():
+    for name, kernel in REDUCTIONS.items() if dtype != torch.float16 else ():
         chosen = reduce_constants(features, head_dim, dtype, tile_for(name, dtype, capability, head_dim))
         found.append(_launch(kernel, dtype, chosen, reduce_options(features), capability))
     return found
+
+
+def launch_with(
+    sizes: Tile, name: Kernel, features: int, head_dim: int, dtype: torch.dtype, capability: int
+) -> Launch:
+    """A kernel's launch over positions at these sizes."""
+    kernel = KERNELS[name]
+    chosen = (sums_constants if name in REDUCTIONS else constants)(features, head_dim, dtype, sizes)
+    if "HOLDS_RESTS" in kernel.arg_names:
+        chosen |= {"HOLDS_RESTS": sizes.holds_rests}
+    return _launch(kernel, dtype, chosen, sizes.options, capability)
 
 
 def _weighted(launch: Launch) -> Launch:

@@ -1,6 +1,7 @@
 """Sizes of the FAVOR+ launches: tiles by device, feature blocks, and how positions are split among programs.
 
-The tiles come from what the kernels compile to (registers, shared memory, no spills), not from a clock.
+The tiles come from what the kernels compile to (registers, shared memory, no spills), not from a clock;
+``cellfoundry_bench.tune_favor`` searches.
 
 Shape legend: C cells, H heads, P positions, K head dim, M features.
 """
