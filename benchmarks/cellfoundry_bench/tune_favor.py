@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from typing import get_args
 
 import torch
@@ -59,6 +60,13 @@ def search(
     return sorted(found, key=lambda pair: (pair[0].positions * pair[1].blocks, pair[1].warps), reverse=True)
 
 
+def _counted(tiles: list[Tile]) -> Iterator[Tile]:
+    """The tiles, each told as it is taken."""
+    for number, tile in enumerate(tiles, start=1):
+        print(f"{number}/{len(tiles)}: {tile}", file=sys.stderr, flush=True)
+        yield tile
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print what was found, the tile that is in use marked."""
     parser = argparse.ArgumentParser(
@@ -71,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     dtype = DTYPES[asked.dtype]
     used_now = tile_for(asked.kernel, dtype, asked.capability, asked.head_dim)
-    tiles = candidates(asked.kernel, dtype)
+    tiles = _counted(candidates(asked.kernel, dtype))
     for tile, used in search(asked.kernel, asked.head_dim, dtype, asked.capability, tiles):
         mark = "  <- in use" if tile == used_now else ""
         print(
