@@ -87,13 +87,7 @@ class Nodes:
 @contextmanager
 def three_nodes() -> Iterator[Nodes]:
     """Three nodes with a CPU each, without authentication, on this machine."""
-    environment = {
-        **os.environ,
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # A lost node is given up after 5 s, not 15.
-        "RAY_health_check_period_ms": "1000",
-    }
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     # Below /tmp, because the paths of Ray's sockets must be short.
     with (
         tempfile.TemporaryDirectory(prefix="cf", dir="/tmp", ignore_cleanup_errors=True) as folder,
