@@ -182,8 +182,8 @@ def _error_rows(runs: Runs) -> list[Row]:
     losses = ", ".join(f"{one.heldout.loss:.4f}" for one in full)
     means = ", ".join(f"{one.heldout.gene_mean_loss:.4f}" for one in full)
     note = (
-        f"tiny with one encoder head and one decoder layer of width 32, seeds {losses} (gene means {means}); {full[0].cells:,} "
-        f"cells of training each, evaluated by the full decoder on {full[0].heldout.cells:,} cells"
+        f"tiny with one encoder head and one decoder layer of width 32, seeds {losses} (gene means {means}); "
+        f"{full[0].cells:,} cells of training each, evaluated by the full decoder on {full[0].heldout.cells:,} cells"
     )
     rows = [
         Row("held-out masked MSE, full decoder", mean(one.heldout.loss for one in full), "MSE", note=note)
