@@ -100,10 +100,10 @@ def line_chart(curve: dict[str, Any]) -> str:
         if few:
             if min(xs) > 0 and max(xs) / min(xs) > 8:
                 axes.set_xscale("log", base=2)
-            axes.set_xticks(sorted(set(xs)), [f"{x:,.0f}" for x in sorted(set(xs))], minor=False)
+            axes.set_xticks(sorted(set(xs)), [_tick(x) for x in sorted(set(xs))], minor=False)
             axes.minorticks_off()
         else:
-            axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:,.0f}"))
+            axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: _tick(x)))
         axes.set_ylim(bottom=0)
         axes.set_title(curve["title"], fontsize=10, loc="left")
         axes.set_xlabel(curve["x_label"])
@@ -113,3 +113,8 @@ def line_chart(curve: dict[str, Any]) -> str:
         else:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return svg(figure)
+
+
+def _tick(x: float) -> str:
+    """Lengths and steps whole, with separators; shares as they are."""
+    return f"{x:,.0f}" if x == int(x) else f"{x:g}"

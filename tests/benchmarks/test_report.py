@@ -95,3 +95,9 @@ def test_missing_empty_and_foreign_folders_are_refused_in_one_sentence(tmp_path:
     with pytest.raises(BenchError, match="is not a benchmark result: it lacks summary"):
         write_report(tmp_path, out)
     assert not out.exists()
+
+
+def test_ticks_tell_shares_and_lengths_apart() -> None:
+    lines = {"ours": [(0.02, 1.0), (0.25, 1.0), (19_266, 2.0)]}
+    chart = line_chart({"title": "t", "x_label": "x", "y_label": "y", "lines": lines})
+    assert all(f">{tick}<" in chart for tick in ("0.02", "0.25", "19,266"))
