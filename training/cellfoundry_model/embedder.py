@@ -18,7 +18,9 @@ from torch import Tensor
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_model.checkpoint import LoadedModel, load_model
 from cellfoundry_model.config import ModelConfig
+from cellfoundry_model.cpu_inference import packed_for_cpu
 from cellfoundry_model.errors import ModelError
+from cellfoundry_model.packed_linear import can_pack
 from cellfoundry_model.tokens import InputType, PreNormalized, Tokens, tokenize
 
 Output = Literal["cell", "gene", "expression"]
@@ -30,7 +32,7 @@ DECODER_BYTES = 3 * 2**29
 
 
 class Embedder:
-    """Runs a model over batches of cells.
+    """Runs a model over batches of cells, with the weights that it has now: on a CPU layers' weights are laid out anew.
 
     Args:
         model: model directory, or a model already loaded.
@@ -59,6 +61,10 @@ class Embedder:
         self.precision = precision
         self.max_tokens = max_tokens
         self._model = self.loaded.model.to(self.device).eval()
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._packed = self.device.type == "cpu" and can_pack(dtype)
+        if self._packed:
+            self._model = packed_for_cpu(self._model, dtype)
 
     @property
     def config(self) -> ModelConfig:
@@ -125,7 +131,9 @@ class Embedder:
         value_N = torch.from_numpy(tokens.value_N).to(self.device)
         position_N = torch.from_numpy(tokens.position_N).to(self.device)
         cu_seqlens = torch.from_numpy(tokens.cu_seqlens).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.precision == "bf16" and not self._packed
+        ):
             if output == "cell":
                 return self._model.cell_embedding(value_N, position_N, cu_seqlens, tokens.max_seqlen, pool)
             encoder_ND = self._model.encode_tokens(value_N, position_N, cu_seqlens, tokens.max_seqlen)
