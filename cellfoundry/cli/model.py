@@ -85,9 +85,16 @@ def export(
     ),
     out: Path = typer.Option(..., help="Directory to write the engine's files to."),
     precision: ExportPrecision | None = typer.Option(
-        None, help="Arithmetic. Default: fp32 for onnx, fp16 for tensorrt (which has fp16 and bf16)."
+        None,
+        help="Arithmetic. Default: fp32 for onnx, fp16 for tensorrt (which has fp16 and bf16). int8 is the encoder's, "
+        "for CPUs.",
     ),
     decoder: bool = typer.Option(True, help="onnx: also decoder.onnx, for gene embeddings and expression."),
+    calibrate: Path | None = typer.Option(
+        None,
+        metavar="SRC",
+        help="int8: counts of real cells. Default: the donor that ships with the package.",
+    ),
     timing_cache: Path | None = typer.Option(
         None, help="tensorrt: file with what builds measured. Default: in your cache folder."
     ),
@@ -101,6 +108,7 @@ def export(
         format_.value,
         precision=precision.value if precision else None,
         decoder=decoder,
+        calibrate=calibrate,
         timing_cache=timing_cache,
     )
     typer.echo(f"{out}: {report.summary()}")

@@ -99,11 +99,6 @@ class OnnxEngine(PaddedEngine):
         session = open_session(self._folder / DECODER_FILE, self._provider)
         facts = read_metadata(session, self._folder / DECODER_FILE)
         check_belongs(facts, self._folder, DECODER_FILE)
-        if facts["precision"] != self.precision:
-            raise ServingError(
-                f"{self._folder / DECODER_FILE} is {facts['precision']}, {ONNX_FILE} {self.precision}; "
-                "export the model again."
-            )
         return session
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cellfoundry_serving.export.check import Comparison
 
 # The precisions of each format; the first is the default. TensorRT's fused attention needs half precision.
-FORMATS = {"onnx": ("fp32", "fp16"), "tensorrt": ("fp16", "bf16")}
+FORMATS = {"onnx": ("fp32", "fp16", "bf16", "int8"), "tensorrt": ("fp16", "bf16")}
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def export_model(
     *,
     precision: str | None = None,
     decoder: bool = True,
+    calibrate: str | Path | None = None,
     timing_cache: Path | None = None,
 ) -> ExportReport:
     """Exports a model directory; ``out_dir`` then opens with ``open_engine``.
@@ -74,9 +75,12 @@ def export_model(
         model_dir: the model.
         out_dir: see above.
         format: "onnx" or "tensorrt" (cell embeddings only).
-        precision: "fp32", "fp16" or "bf16"; by default fp32 for ONNX, fp16 for TensorRT.
+        precision: "fp32", "fp16", "bf16" or "int8" (the encoder alone), by default fp32; for TensorRT "fp16", by
+            default, or "bf16".
         decoder: whether ONNX gets a second graph, for gene embeddings and expression. A model whose encoder was
             fine-tuned alone has no decoder that fits it, so it never does.
+        calibrate: for int8, a source of real cells; by default the donor that ships with the package, where the model
+            has the vocabulary "scfoundation".
         timing_cache: where TensorRT keeps what it measured of its kernels; by default a file of the user's cache
             folder for this TensorRT and GPU.
 
@@ -84,6 +88,7 @@ def export_model(
         ServingError: an unknown format or precision, TensorRT missing, a folder with something else in it, or a
             failed check.
         ModelError: a damaged model directory.
+        DataError: a source of cells that cannot be read.
     """
     source, out = Path(model_dir), Path(out_dir)
     precision = check_choice(format, precision)
@@ -100,8 +105,8 @@ def export_model(
             from cellfoundry_serving.export.onnx_files import stage_onnx
 
             misfit = why_no_decoder(reference) if decoder else ""
-            note = misfit and f"without {DECODER_FILE}: {misfit}"
-            comparisons = stage_onnx(reference, staging, precision, decoder and not misfit)
+            comparisons, note = stage_onnx(reference, staging, precision, decoder and not misfit, calibrate)
+            note = "\n".join(filter(None, [note, misfit and f"without {DECODER_FILE}: {misfit}"]))
         else:
             from cellfoundry_serving.export.tensorrt_files import stage_tensorrt
 

@@ -23,12 +23,22 @@ CELL_INPUTS, DECODER_INPUTS = ("value", "position", "length"), ("token_embedding
 DECODER_OUTPUTS = ("gene_embedding", "expression")
 
 
-def write_cell_graph(loaded: LoadedModel, path: Path, precision: str = "fp32", tokens: bool = False) -> None:
-    """Writes the encoder and its pooling (``loaded`` is on CPU); ``tokens`` adds the output the decoder takes."""
+def write_cell_graph(
+    loaded: LoadedModel,
+    path: Path,
+    precision: str = "fp32",
+    *,
+    tokens: bool = False,
+    label: str | None = None,
+) -> None:
+    """Writes the encoder and its pooling (``loaded`` is on CPU); ``tokens`` adds the output the decoder takes.
+
+    ``label`` is the precision that the metadata name, where it is not this graph's own but that of one made from it.
+    """
     graph = CellEmbeddingGraph(loaded.model, DTYPES[precision], tokens)
     example = (torch.ones(2, 5), torch.zeros(2, 5, dtype=torch.int64), torch.tensor([5, 4]))
     outputs = ("cell_embedding", "token_embedding") if tokens else ("cell_embedding",)
-    write_graph(graph, example, CELL_INPUTS, outputs, metadata(loaded, precision), path)
+    write_graph(graph, example, CELL_INPUTS, outputs, metadata(loaded, label or precision), path)
 
 
 def write_decoder_graph(loaded: LoadedModel, path: Path, precision: str = "fp32") -> None:
