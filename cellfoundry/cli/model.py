@@ -98,6 +98,11 @@ def export(
     timing_cache: Path | None = typer.Option(
         None, help="tensorrt: file with what builds measured. Default: in your cache folder."
     ),
+    triton: Path | None = typer.Option(
+        None,
+        metavar="REPOSITORY/NAME",
+        help="Also add the export, as the next version, to this model of a Triton Inference Server repository.",
+    ),
 ) -> None:
     """Export a model for another engine, compared with torch before it is put in place."""
     from cellfoundry_serving.export import export_model
@@ -110,5 +115,6 @@ def export(
         decoder=decoder,
         calibrate=calibrate,
         timing_cache=timing_cache,
+        triton=triton,
     )
     typer.echo(f"{out}: {report.summary()}")

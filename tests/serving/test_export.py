@@ -25,20 +25,31 @@ class ShiftedEngine(OnnxEngine):
 
 
 def test_export_prints_nothing_and_reports_the_error(
-    model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], cells: CellBatch
+    model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], cells: CellBatch, engine: Engine
 ) -> None:
-    report = export_model(model_dir, tmp_path / "out")
+    (tmp_path / "repository").mkdir()
+    report = export_model(model_dir, tmp_path / "out", triton=tmp_path / "repository" / "cell")
+    assert report.triton == tmp_path / "repository" / "cell" / "1"
     assert capfd.readouterr() == ("", "")
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "MODEL_CARD.md",
         "config.json",
         "decoder.onnx",
         "model.onnx",
-        "out",
         "vocab.tsv",
     ]
     assert [comparison.output for comparison in report.comparisons] == ["cell", "gene", "expression"]
     assert all(comparison.max_error < 1e-5 for comparison in report.comparisons)
     assert "max error" in report.summary()
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    for fact in (
+        "| encoder_width | 32 |",
+        engine.info["weights_sha256"],
+        "exported in fp32",
+        "`decoder.onnx`",
+        "| gene | 2 |",
+    ):
+        assert fact in card
     # Again in the same folder: the same model, so its files are replaced, and the decoder is not asked for.
     export_model(model_dir, tmp_path / "out", decoder=False)
     assert not (tmp_path / "out" / "decoder.onnx").exists()

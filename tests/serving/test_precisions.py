@@ -61,6 +61,7 @@ def exported(model_dir: Path, real_source: Path, tmp_path_factory: pytest.TempPa
 def test_each_precision_is_compared_with_torch_and_says_so(exported: Exported, precision: str) -> None:
     out, report = exported(precision)
     assert sorted(path.name for path in out.iterdir()) == [
+        "MODEL_CARD.md",
         "config.json",
         "decoder.onnx",
         "model.onnx",

@@ -11,7 +11,7 @@ import torch
 
 from cellfoundry_serving.engines import open_engine
 from cellfoundry_serving.errors import ServingError
-from cellfoundry_serving.export import export_model
+from cellfoundry_serving.export import export_model, tensorrt_api
 from cellfoundry_serving.export.plan_facts import Machine, check_machine, read_plan_facts
 from cellfoundry_serving.export.tensorrt import (
     load_timing_cache,
@@ -30,9 +30,10 @@ def tensorrt_is_installed() -> bool:
     return True
 
 
-def test_without_tensorrt_the_extra_is_named(model_dir: Path, tmp_path: Path) -> None:
-    if tensorrt_is_installed():
-        pytest.skip("TensorRT is installed")
+def test_without_tensorrt_the_extra_is_named(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_api, "MODULES", ("no_such_tensorrt",))
     with pytest.raises(ServingError, match=r"pip install 'cellfoundry\[tensorrt\]'"):
         export_model(model_dir, tmp_path / "out", "tensorrt")
     assert list(tmp_path.iterdir()) == []
@@ -44,6 +45,7 @@ def test_the_graph_parses_and_builds(model_dir: Path, tmp_path: Path) -> None:
     report = export_model(model_dir, tmp_path / "out", "tensorrt", timing_cache=tmp_path / "times")
     assert report.files[0].stat().st_size > 10_000
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "MODEL_CARD.md",
         "config.json",
         "model.plan",
         "model.plan.json",

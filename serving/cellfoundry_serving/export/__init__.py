@@ -15,6 +15,7 @@ from cellfoundry_model.head_files import HEAD_FILES, HEAD_HASH
 from cellfoundry_serving.atomic import check_parent, remove
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.export.layout import (
+    CARD_FILE,
     CONFIG_FILE,
     DECODER_FILE,
     ONNX_FILE,
@@ -39,20 +40,23 @@ class ExportReport:
         files: the engine's files.
         precision: their arithmetic.
         comparisons: with torch, one an output; none where the engine cannot run on this machine.
-        note: what was left out and why, or nothing.
+        note: how it was compared, and what was left out and why; or nothing.
+        triton: the new version in a Triton repository, where one was asked for.
     """
 
     files: tuple[Path, ...]
     precision: str
     comparisons: tuple[Comparison, ...]
     note: str = ""
+    triton: Path | None = None
 
     def summary(self) -> str:
         """Lines for people."""
         sizes = ", ".join(f"{file.name} {file.stat().st_size / 2**20:,.1f} MiB" for file in self.files)
         checked = [f"against torch, {comparison.summary()}" for comparison in self.comparisons]
         checked = checked or ["not checked: no GPU here to run it"]
-        return "\n".join([f"{self.precision}, {sizes}", *checked, *([self.note] if self.note else [])])
+        triton = f"Triton model version {self.triton}" if self.triton else ""
+        return "\n".join(filter(None, [f"{self.precision}, {sizes}", *checked, self.note, triton]))
 
 
 def export_model(
@@ -64,6 +68,7 @@ def export_model(
     decoder: bool = True,
     calibrate: str | Path | None = None,
     timing_cache: Path | None = None,
+    triton: str | Path | None = None,
 ) -> ExportReport:
     """Exports a model directory; ``out_dir`` then opens with ``open_engine``.
 
@@ -83,6 +88,7 @@ def export_model(
             has the vocabulary "scfoundation".
         timing_cache: where TensorRT keeps what it measured of its kernels; by default a file of the user's cache
             folder for this TensorRT and GPU.
+        triton: folder of a model in a Triton Inference Server repository, which gets the export as its next version.
 
     Raises:
         ServingError: an unknown format or precision, TensorRT missing, a folder with something else in it, or a
@@ -93,14 +99,18 @@ def export_model(
     source, out = Path(model_dir), Path(out_dir)
     precision = check_choice(format, precision)
     check_parent(out)
+    if triton is not None:
+        from cellfoundry_serving.export.triton import check_triton, write_triton
+
+        check_triton(Path(triton))
     from cellfoundry_serving.engines.torch import TorchEngine
+    from cellfoundry_serving.export.card import ROLES, model_card
 
     reference = TorchEngine(source, device="cpu")
     with temporary_directory(out) as staging:
         for name in (CONFIG_FILE, VOCABULARY_FILE, *(HEAD_FILES if HEAD_HASH in reference.info else ())):
             shutil.copyfile(source / name, staging / name)
         check_target(staging, out)
-        note = ""
         if format == "onnx":
             from cellfoundry_serving.export.onnx_files import stage_onnx
 
@@ -110,9 +120,21 @@ def export_model(
         else:
             from cellfoundry_serving.export.tensorrt_files import stage_tensorrt
 
-            comparisons = stage_tensorrt(reference, staging, precision, timing_cache)
+            comparisons, note = stage_tensorrt(reference, staging, precision, timing_cache), ""
+        card = model_card(
+            reference.loaded,
+            precision,
+            [name for name in ROLES if (staging / name).exists()],
+            comparisons,
+            note,
+        )
+        (staging / CARD_FILE).write_text(card, encoding="utf-8")
         files = put_in_place(staging, out)
-    return ExportReport(files, precision, tuple(comparisons), note)
+    version = None
+    if triton is not None:
+        config = reference.loaded.config
+        version = write_triton(files[0], Path(triton), config.encoder_width, config.n_genes)
+    return ExportReport(files, precision, tuple(comparisons), note, version)
 
 
 def check_choice(format: str, precision: str | None) -> str:
@@ -169,7 +191,7 @@ def put_in_place(staging: Path, out: Path) -> tuple[Path, ...]:
     if (staging / ONNX_FILE).exists():
         (out / DECODER_FILE).unlink(missing_ok=True)
     engine_files = [file for file in (DECODER_FILE, PLAN_FILE, ONNX_FILE) if (staging / file).exists()]
-    for name in (CONFIG_FILE, VOCABULARY_FILE, *HEAD_FILES, PLAN_METADATA_FILE, *engine_files):
+    for name in (CONFIG_FILE, VOCABULARY_FILE, *HEAD_FILES, CARD_FILE, PLAN_METADATA_FILE, *engine_files):
         if (staging / name).exists():
             (staging / name).replace(out / name)
     return tuple(out / file for file in reversed(engine_files))

@@ -9,4 +9,5 @@ ONNX_FILE = "model.onnx"  # tokens to cell embeddings
 DECODER_FILE = "decoder.onnx"  # token embeddings to gene embeddings and expression
 PLAN_FILE = "model.plan"
 PLAN_METADATA_FILE = "model.plan.json"
+CARD_FILE = "MODEL_CARD.md"
 METADATA_KEY = "cellfoundry"  # JSON: architecture, info, precision
