@@ -7,6 +7,7 @@ over padded lines, which the cell graph takes; its layers are unchanged.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,7 +29,7 @@ def write_ragged(source: Path, target: Path, pad_position: int) -> None:
         "ragged/pad_position": np.int64(pad_position),
     }
 
-    def node(operator: str, inputs: list[str], output: str, **attributes: int) -> onnx.NodeProto:
+    def node(operator: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
         return helper.make_node(operator, inputs, [output], f"node/{output}", **attributes)
 
     front = [
