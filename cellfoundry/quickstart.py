@@ -113,8 +113,7 @@ def _export(run: _Run, progress: Progress) -> dict[str, Any]:
 
     progress("export ONNX", 0, 1)
     # The export fails by itself where ONNX Runtime and torch disagree.
-    check = export_model(run.model, run.onnx, "onnx").comparison
-    assert check is not None, "ONNX Runtime runs on every machine"
+    [check] = export_model(run.model, run.onnx, "onnx", decoder=False).comparisons
     progress("export ONNX", 1, 1)
     return {
         "check": {

@@ -49,6 +49,22 @@ class EngineName(StrEnum):
     tensorrt = "tensorrt"
 
 
+class ProviderName(StrEnum):
+    """What ONNX Runtime runs on."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+    tensorrt = "tensorrt"
+
+
+ENGINE_HELP = (
+    "auto takes torch where weights are, else a TensorRT plan that fits this GPU, else ONNX Runtime."
+)
+PROVIDER_HELP = (
+    "ONNX Runtime's: an error where it does not load. Default: cuda where torch sees a GPU, else cpu."
+)
+
+
 class Precision(StrEnum):
     """Arithmetic of the forward pass."""
 
@@ -82,9 +98,8 @@ def embed(
         PreNormalized.F,
         help="F: raw counts; T: values already log-normalised; A: the same with the total count in the last column.",
     ),
-    engine: EngineName = typer.Option(
-        EngineName.auto, help="auto takes torch where weights are, else ONNX Runtime."
-    ),
+    engine: EngineName = typer.Option(EngineName.auto, help=ENGINE_HELP),
+    provider: ProviderName | None = typer.Option(None, help=PROVIDER_HELP),
     precision: Precision = typer.Option(
         Precision.fp32, help="bf16 is for GPUs; it is off by about 1 % of the largest number."
     ),
@@ -108,6 +123,7 @@ def embed(
             input_type=input_type.value,
             pre_normalized=pre_normalized.value,
             engine=engine.value,
+            provider=provider.value if provider else None,
             precision=precision.value,
             layer=layer,
             progress=progress,

@@ -28,6 +28,15 @@ class ExportFormat(StrEnum):
     tensorrt = "tensorrt"
 
 
+class ExportPrecision(StrEnum):
+    """Arithmetic of an export."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8 = "int8"
+
+
 @app.command("import")
 def import_checkpoint(
     checkpoint: Path = typer.Argument(..., metavar="CKPT", help="Official scFoundation checkpoint (.ckpt)."),
@@ -75,9 +84,37 @@ def export(
         ..., "--format", help="onnx, or tensorrt (needs the extra 'tensorrt')."
     ),
     out: Path = typer.Option(..., help="Directory to write the engine's files to."),
+    precision: ExportPrecision | None = typer.Option(
+        None,
+        help="Arithmetic. Default: fp32 for onnx, fp16 for tensorrt (which has fp16 and bf16). int8 is the encoder's, "
+        "for CPUs.",
+    ),
+    decoder: bool = typer.Option(True, help="onnx: also decoder.onnx, for gene embeddings and expression."),
+    calibrate: Path | None = typer.Option(
+        None,
+        metavar="SRC",
+        help="int8: counts of real cells. Default: the donor that ships with the package.",
+    ),
+    timing_cache: Path | None = typer.Option(
+        None, help="tensorrt: file with what builds measured. Default: in your cache folder."
+    ),
+    triton: Path | None = typer.Option(
+        None,
+        metavar="REPOSITORY/NAME",
+        help="Also add the export, as the next version, to this model of a Triton Inference Server repository.",
+    ),
 ) -> None:
-    """Export the cell-embedding graph, checked against torch before it is put in place."""
+    """Export a model for another engine, compared with torch before it is put in place."""
     from cellfoundry_serving.export import export_model
 
-    check = export_model(model, out, format_.value)
-    typer.echo(f"{out}: {check.summary()}")
+    report = export_model(
+        model,
+        out,
+        format_.value,
+        precision=precision.value if precision else None,
+        decoder=decoder,
+        calibrate=calibrate,
+        timing_cache=timing_cache,
+        triton=triton,
+    )
+    typer.echo(f"{out}: {report.summary()}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from cellfoundry.cli.console import ProgressDisplay
-from cellfoundry.cli.embed import EngineName, Precision
+from cellfoundry.cli.embed import ENGINE_HELP, EngineName, Precision
 
 
 def predict(
@@ -16,9 +16,7 @@ def predict(
     ),
     model: Path = typer.Option(..., help="Model directory that `cellfoundry train finetune` wrote."),
     out: Path = typer.Option(..., help="File to write: .csv, .parquet or .h5ad (a copy of the source)."),
-    engine: EngineName = typer.Option(
-        EngineName.auto, help="auto takes torch where weights are, else ONNX Runtime."
-    ),
+    engine: EngineName = typer.Option(EngineName.auto, help=ENGINE_HELP),
     precision: Precision = typer.Option(Precision.fp32, help="bf16 is for GPUs."),
     layer: str | None = typer.Option(
         None,

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import typer
 
-from cellfoundry.cli.embed import EngineName
+from cellfoundry.cli.embed import ENGINE_HELP, PROVIDER_HELP, EngineName, ProviderName
 
 
 def serve(
     model: Path = typer.Option(..., help="Model directory (or the directory of an export)."),
-    engine: EngineName = typer.Option(
-        EngineName.auto, help="auto takes torch where weights are, else ONNX Runtime."
-    ),
+    engine: EngineName = typer.Option(EngineName.auto, help=ENGINE_HELP),
+    provider: ProviderName | None = typer.Option(None, help=PROVIDER_HELP),
     host: str = typer.Option(
         "127.0.0.1", help="Address to listen on; only loopback, until keys are supported."
     ),
@@ -22,4 +21,6 @@ def serve(
     """Serve embeddings over the Open Inference Protocol (V2) and JSON; SIGTERM and Ctrl-C drain."""
     from cellfoundry_serving.endpoint.server import serve as run_server
 
-    run_server(model, engine=engine.value, host=host, port=port)
+    run_server(
+        model, engine=engine.value, provider=provider.value if provider else None, host=host, port=port
+    )

@@ -49,6 +49,7 @@ def embed(
     input_type: str = "singlecell",
     pre_normalized: str = "F",
     engine: str = "auto",
+    provider: str | None = None,
     precision: str = "fp32",
     layer: str | None = None,
     progress: Progress | None = None,
@@ -65,6 +66,7 @@ def embed(
         input_type: see ``encode_source``.
         pre_normalized: see ``encode_source``.
         engine: "auto", "torch", "onnx" or "tensorrt".
+        provider: "cpu", "cuda" or "tensorrt", for ONNX Runtime; see ``open_engine``.
         precision: "fp32" or "bf16".
         layer: matrix of an AnnData to read; by default the first with whole counts, X with ``pre_normalized``.
         progress: called with ("embed", cells done, cells).
@@ -83,7 +85,7 @@ def embed(
         "input_type": input_type,
         "pre_normalized": pre_normalized,
     }
-    runner = open_engine(model_dir, engine, precision)
+    runner = open_engine(model_dir, engine, precision, provider)
     blocks = EncodedBlocks(src, runner, conventions, layer, progress)
     provenance = {name: str(value) for name, value in blocks.conventions.items()} | {
         "engine": runner.why,

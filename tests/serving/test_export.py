@@ -14,7 +14,7 @@ from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.engines.onnx import OnnxEngine
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.export import export_model
-from cellfoundry_serving.export.check import FP32_BAR, check_against
+from cellfoundry_serving.export.check import BARS, check_against, checked_batches
 
 
 class ShiftedEngine(OnnxEngine):
@@ -25,22 +25,38 @@ class ShiftedEngine(OnnxEngine):
 
 
 def test_export_prints_nothing_and_reports_the_error(
-    model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], cells: CellBatch
+    model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], cells: CellBatch, engine: Engine
 ) -> None:
-    report = export_model(model_dir, tmp_path / "out")
+    (tmp_path / "repository").mkdir()
+    report = export_model(model_dir, tmp_path / "out", triton=tmp_path / "repository" / "cell")
+    assert report.triton == tmp_path / "repository" / "cell" / "1"
     assert capfd.readouterr() == ("", "")
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "MODEL_CARD.md",
         "config.json",
+        "decoder.onnx",
         "model.onnx",
-        "out",
         "vocab.tsv",
     ]
-    assert report.comparison is not None
-    assert report.comparison.max_error < 1e-5
+    assert [comparison.output for comparison in report.comparisons] == ["cell", "gene", "expression"]
+    assert all(comparison.max_error < 1e-5 for comparison in report.comparisons)
     assert "max error" in report.summary()
-    # Again beside the weights: the same model, so the file joins it.
-    export_model(model_dir, tmp_path / "out")
-    assert open_engine(tmp_path / "out").encode(cells).shape == (9, 128)
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    for fact in (
+        "| encoder_width | 32 |",
+        engine.info["weights_sha256"],
+        "exported in fp32",
+        "`decoder.onnx`",
+        "| gene | 2 |",
+    ):
+        assert fact in card
+    # Again in the same folder: the same model, so its files are replaced, and the decoder is not asked for.
+    export_model(model_dir, tmp_path / "out", decoder=False)
+    assert not (tmp_path / "out" / "decoder.onnx").exists()
+    cell_only = open_engine(tmp_path / "out")
+    assert cell_only.encode(cells).shape == (9, 128)
+    with pytest.raises(ServingError, match="cell embeddings only; use --engine torch for gene"):
+        cell_only.encode(cells, output="gene")
 
 
 def test_the_file_carries_its_origin_and_no_path(model_dir: Path, onnx_dir: Path) -> None:
@@ -53,8 +69,8 @@ def test_the_file_carries_its_origin_and_no_path(model_dir: Path, onnx_dir: Path
 
 
 def test_an_export_that_differs_is_refused(engine: Engine, onnx_dir: Path) -> None:
-    with pytest.raises(ServingError, match=r"discarded: it is far from torch \(max error 1.0e-03"):
-        check_against(engine, ShiftedEngine(onnx_dir), FP32_BAR)
+    with pytest.raises(ServingError, match=r"discarded: it is far from torch \(cell: max error 1.0e-03"):
+        check_against(engine, ShiftedEngine(onnx_dir, "cpu"), BARS["fp32"], checked_batches(400, False))
 
 
 def test_nothing_is_left_after_a_failure(model_dir: Path, tmp_path: Path) -> None:

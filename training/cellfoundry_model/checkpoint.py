@@ -29,7 +29,8 @@ OWN_FILES = {
     *(CONFIG_FILE, WEIGHTS_FILE, VOCABULARY_FILE),
     *HEAD_FILES,
     *("finetune.json", "report.html"),  # of fine-tuning
-    *("model.onnx", "model.plan", "model.plan.json"),  # of exports, which may go beside the weights
+    # of exports, which may go beside the weights
+    *("model.onnx", "decoder.onnx", "model.plan", "model.plan.json", "MODEL_CARD.md"),
 }
 """All that the layers write into a model directory, and so may replace."""
 
@@ -107,7 +108,7 @@ def load_model(model_dir: str | Path, device: str | torch.device = "cpu") -> Loa
     for name in (CONFIG_FILE, WEIGHTS_FILE, VOCABULARY_FILE):
         if not (folder / name).is_file():
             raise ModelError(f"{folder}: {name} is missing from this model directory; make the model again.")
-    config, info = _read_config(folder / CONFIG_FILE)
+    config, info = read_config(folder / CONFIG_FILE)
     genes = _read_vocabulary(folder / VOCABULARY_FILE)
     _check_vocabulary_length(genes, config, str(folder / VOCABULARY_FILE))
     if info.get("vocabulary_sha256") != vocabulary_hash(genes):
@@ -178,8 +179,8 @@ def check_replaceable(out: Path) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
-        _read_config(out / CONFIG_FILE)
-    except (ModelError, OSError) as error:
+        read_config(out / CONFIG_FILE)
+    except ModelError as error:
         raise ModelError(
             f"{out}: exists and is no model directory; give another name or remove it."
         ) from error
@@ -220,9 +221,12 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+def read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Sizes and info of a model directory's config.json; ModelError where it is missing, damaged or foreign."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); make the model again.") from error
     except ValueError as error:
         raise ModelError(f"{path}: not JSON ({error}); make the model again.") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:

@@ -22,15 +22,23 @@ from cellfoundry_serving.errors import ServingError
 START_TIMEOUT_S = 60.0
 
 
-def serve(model_dir: str | Path, engine: str = "auto", host: str = "127.0.0.1", port: int = 8000) -> None:
+def serve(
+    model_dir: str | Path,
+    engine: str = "auto",
+    provider: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+) -> None:
     """Serves a model directory until SIGTERM or Ctrl-C, then answers what it has accepted and returns.
+
+    ``engine`` and ``provider`` are those of ``open_engine``.
 
     Raises:
         ServingError: a host that is not loopback, a port in use, or an engine that cannot run.
         ModelError: a damaged model directory.
     """
     with listening(host, port) as listener:
-        runner = open_engine(model_dir, engine)
+        runner = open_engine(model_dir, engine, provider=provider)
         server = make_server(runner, None)
         url = f"http://{host}:{listener.getsockname()[1]}"
         print(f"Serving on {url} ({runner.why}); stop with Ctrl-C.", flush=True)

@@ -8,20 +8,28 @@ from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.export.layout import ONNX_FILE, PLAN_FILE, WEIGHTS_FILE
 
-FILES = {WEIGHTS_FILE: "torch", ONNX_FILE: "onnx", PLAN_FILE: "tensorrt"}  # in the order of "auto"
-ENGINES = ("auto", *FILES.values())
+FILES = {"torch": WEIGHTS_FILE, "tensorrt": PLAN_FILE, "onnx": ONNX_FILE}  # in the order of "auto"
+ENGINES = ("auto", *FILES)
 PRECISIONS = ("fp32", "bf16")
 
 
-def open_engine(model_dir: str | Path, engine: str = "auto", precision: str = "fp32") -> Engine:
+def open_engine(
+    model_dir: str | Path, engine: str = "auto", precision: str = "fp32", provider: str | None = None
+) -> Engine:
     """Opens a model directory, or the directory of an export, with the asked engine.
 
-    "auto" takes torch where the weights are (every output, no padding), else ONNX Runtime, else TensorRT;
-    ``Engine.why`` says what runs.
+    "auto" takes the first of torch (every output, no padding), TensorRT and ONNX Runtime whose file is there and
+    that this machine can run; ``Engine.why`` says what runs, and why.
+
+    Args:
+        model_dir: see above.
+        engine: "auto", "torch", "tensorrt" or "onnx".
+        precision: "fp32" or "bf16", for torch; an export has its own.
+        provider: "cpu", "cuda" or "tensorrt", what ONNX Runtime runs on; by default CUDA where torch sees a GPU.
 
     Raises:
-        ServingError: an unknown name, a directory that lacks the engine's file, or an engine that cannot
-            run here.
+        ServingError: an unknown name, a directory that lacks the engine's file, or an engine or provider that
+            cannot run here.
         ModelError: a damaged model directory.
     """
     folder = Path(model_dir)
@@ -34,18 +42,23 @@ def open_engine(model_dir: str | Path, engine: str = "auto", precision: str = "f
             f"{folder}: no such model directory; give a folder made by `model import` or training."
         )
     if engine == "auto":
-        chosen = open_engine(folder, choose(folder), precision)
-        chosen.why += f"; auto prefers {' to '.join(FILES.values())}"
+        name, reason = (
+            choose(folder) if provider is None else ("onnx", "a provider of ONNX Runtime is asked for")
+        )
+        chosen = open_engine(folder, name, precision, provider)
+        chosen.why += f"; auto: {reason}"
         return chosen
     if engine != "torch" and precision != "fp32":
         raise ServingError(
             f"The {engine} engine runs exports in their own precision; use --engine torch for {precision}."
         )
+    if engine != "onnx" and provider is not None:
+        raise ServingError(f"--provider is for ONNX Runtime, not for {engine}; use --engine onnx.")
     if engine == "onnx":
         require(folder, ONNX_FILE, "onnx")
         from cellfoundry_serving.engines.onnx import OnnxEngine
 
-        return OnnxEngine(folder)
+        return OnnxEngine(folder, provider)
     if engine == "tensorrt":
         require(folder, PLAN_FILE, "tensorrt")
         from cellfoundry_serving.engines.tensorrt import TensorRTEngine
@@ -56,12 +69,23 @@ def open_engine(model_dir: str | Path, engine: str = "auto", precision: str = "f
     return TorchEngine(folder, "bf16" if precision == "bf16" else "fp32")
 
 
-def choose(folder: Path) -> str:
-    """The engine that "auto" takes for what lies in ``folder``."""
-    for file, name in FILES.items():
-        if (folder / file).is_file():
-            return name
-    raise ServingError(f"{folder}: none of {', '.join(FILES)} is in it; give a model directory or an export.")
+def choose(folder: Path) -> tuple[str, str]:
+    """The engine that "auto" takes, and why; a plan counts only where this machine can run it."""
+    found = [name for name, file in FILES.items() if (folder / file).is_file()]
+    if not found:
+        files = ", ".join(FILES.values())
+        raise ServingError(f"{folder}: none of {files} is in it; give a model directory or an export.")
+    if found[0] != "tensorrt":
+        order = ", ".join(FILES)
+        return found[0], f"of {order} it is the first whose file is there"
+    from cellfoundry_serving.engines.tensorrt import why_not_here
+
+    obstacle = why_not_here(folder)
+    if not obstacle:
+        return "tensorrt", f"{PLAN_FILE} was built for this GPU"
+    if "onnx" not in found:
+        raise ServingError(obstacle)
+    return "onnx", f"{PLAN_FILE} cannot run here ({obstacle.rstrip('.')})"
 
 
 def require(folder: Path, file: str, format_: str) -> None:

@@ -1,8 +1,9 @@
-"""ONNX Runtime, on CPU or CUDA, from a directory made by ``cellfoundry model export --format onnx``."""
+"""ONNX Runtime, from a directory made by ``cellfoundry model export --format onnx``."""
 
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,19 +12,21 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
-from cellfoundry_data.vocabulary import Vocabulary
+from cellfoundry_model.config import ModelConfig
+from cellfoundry_model.embedder import DECODER_BYTES, Output, decoder_cell_bytes
+from cellfoundry_serving.engines.belongs import check_belongs
 from cellfoundry_serving.engines.padded import PaddedEngine
+from cellfoundry_serving.engines.providers import PROVIDERS, check_provider, default_provider
 from cellfoundry_serving.errors import ServingError
-from cellfoundry_serving.export.layout import METADATA_KEY, ONNX_FILE, VOCABULARY_FILE
+from cellfoundry_serving.export.layout import DECODER_FILE, METADATA_KEY, ONNX_FILE
 
-CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 MAX_SCORE_BYTES = 4 * 2**30  # of attention scores that the CPU kernel may hold
 
 
 class OnnxEngine(PaddedEngine):
-    """Runs model.onnx in float32.
+    """Runs model.onnx, and decoder.onnx where it was exported.
 
-    ``provider`` is the execution provider to use; by default CUDA where torch sees a GPU, else CPU. ONNX
+    ``provider`` is "cpu", "cuda" or "tensorrt"; by default CUDA where torch sees a GPU, else CPU. ONNX
     Runtime falls back to CPU without an error when a provider fails to load, so the session is asked what
     it runs on.
     """
@@ -34,22 +37,24 @@ class OnnxEngine(PaddedEngine):
     max_cells: ClassVar[int] = 256
 
     def __init__(self, model_dir: str | Path, provider: str | None = None) -> None:
-        folder = Path(model_dir)
-        provider = provider or (CUDA_PROVIDER if torch.cuda.is_available() else CPU_PROVIDER)
-        self._session = open_session(folder / ONNX_FILE, provider)
-        metadata = read_metadata(self._session, folder / ONNX_FILE)
-        self._heads: int = metadata["architecture"]["encoder_heads"]
-        self._on_cpu = provider == CPU_PROVIDER
-        vocabulary = Vocabulary.from_file(folder / VOCABULARY_FILE)
-        if vocabulary.hash != metadata["info"]["vocabulary_sha256"]:
-            raise ServingError(
-                f"{folder / VOCABULARY_FILE}: not the genes of {ONNX_FILE}; export the model again."
-            )
+        check_provider(provider)
+        self._folder = Path(model_dir)
+        self._provider = provider or default_provider()
+        self._session = open_session(self._folder / ONNX_FILE, self._provider)
+        facts = read_metadata(self._session, self._folder / ONNX_FILE)
+        vocabulary = check_belongs(facts, self._folder, ONNX_FILE)
+        config = ModelConfig.from_dict(facts["architecture"])
+        self._heads = config.encoder_heads
+        self.precision: str = facts["precision"]
+        self.decoder_width = config.decoder_width
+        self.has_decoder = (self._folder / DECODER_FILE).is_file()
+        self.max_decoder_cells = max(1, DECODER_BYTES // decoder_cell_bytes(config))
         super().__init__(
             vocabulary.genes,
-            metadata["architecture"]["encoder_width"],
-            metadata["info"],
-            f"{ONNX_FILE} on ONNX Runtime {onnxruntime.__version__} ({provider})",
+            config.encoder_width,
+            facts["info"],
+            f"{ONNX_FILE} ({self.precision}) on ONNX Runtime {onnxruntime.__version__} "
+            f"({PROVIDERS[self._provider][0]})",
         )
 
     def run(
@@ -59,37 +64,72 @@ class OnnxEngine(PaddedEngine):
         length_B: npt.NDArray[np.int64],
     ) -> npt.NDArray[np.float32]:
         """See PaddedEngine.run."""
+        return self._encode("cell_embedding", value_BL, position_BL, length_B)
+
+    def decode(
+        self,
+        output: Output,
+        value_BL: npt.NDArray[np.float32],
+        position_BL: npt.NDArray[np.int64],
+        length_B: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.float32]:
+        """See PaddedEngine.decode."""
+        token_BLD = self._encode("token_embedding", value_BL, position_BL, length_B)
+        name = "gene_embedding" if output == "gene" else "expression"
+        return self._decoder.run([name], {"token_embedding": token_BLD, "position": position_BL})[0]
+
+    def _encode(
+        self,
+        name: str,
+        value_BL: npt.NDArray[np.float32],
+        position_BL: npt.NDArray[np.int64],
+        length_B: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.float32]:
         cells, length = value_BL.shape
-        if self._on_cpu and 4 * cells * self._heads * length**2 > MAX_SCORE_BYTES:
+        if self._provider == "cpu" and 4 * cells * self._heads * length**2 > MAX_SCORE_BYTES:
             raise ServingError(
                 f"A cell has {length:,} tokens, and ONNX Runtime's CPU attention would need more than "
                 f"{MAX_SCORE_BYTES // 2**30} GiB for it; use --engine torch."
             )
-        feeds = {"value": value_BL, "position": position_BL, "length": length_B}
-        return self._session.run(["cell_embedding"], feeds)[0]
+        return self._session.run([name], {"value": value_BL, "position": position_BL, "length": length_B})[0]
+
+    @cached_property
+    def _decoder(self) -> onnxruntime.InferenceSession:
+        """Opened when it is first asked for: most runs want cell embeddings."""
+        session = open_session(self._folder / DECODER_FILE, self._provider)
+        facts = read_metadata(session, self._folder / DECODER_FILE)
+        check_belongs(facts, self._folder, DECODER_FILE)
+        return session
 
 
 def open_session(path: Path, provider: str) -> onnxruntime.InferenceSession:
-    """A session that runs on ``provider``, or ServingError."""
+    """A session that runs on ``provider``, with as many threads as torch uses; else ServingError."""
+    wanted = PROVIDERS[provider]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # failures are raised here, not logged
+    options.intra_op_num_threads = torch.get_num_threads()
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=[provider])
+        session = onnxruntime.InferenceSession(path, options, providers=list(wanted))
     except Exception as error:  # ONNX Runtime has no common error class
+        if type(error).__name__ == "NotImplemented":
+            raise ServingError(
+                f"{path}: {wanted[0]} lacks kernels for its precision; use another provider or precision."
+            ) from error
         raise ServingError(f"{path}: ONNX Runtime cannot open it; export the model again.") from error
-    if session.get_providers()[0] != provider:
+    if session.get_providers()[0] != wanted[0]:
         raise ServingError(
-            f"ONNX Runtime could not load {provider} (it offers {', '.join(session.get_providers())} here); "
+            f"ONNX Runtime could not load {wanted[0]} (it offers {', '.join(session.get_providers())} here); "
             "install its libraries or use another engine."
         )
     return session
 
 
 def read_metadata(session: onnxruntime.InferenceSession, path: Path) -> dict[str, Any]:
-    """What the export wrote into the file: architecture and info."""
+    """What the export wrote into the file: architecture, info and precision."""
     try:
-        return json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
+        facts = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
+        return {name: facts[name] for name in ("architecture", "info", "precision")}
     except (KeyError, ValueError) as error:
         raise ServingError(
-            f"{path}: not made by `cellfoundry model export`; export the model again."
+            f"{path}: not made by this version's `cellfoundry model export`; export the model again."
         ) from error

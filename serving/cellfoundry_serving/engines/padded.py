@@ -20,10 +20,19 @@ from cellfoundry_serving.token_batches import SPECIAL_TOKENS, padded
 
 
 class PaddedEngine(Engine):
-    """Tokenises, groups cells of like length and pads; a subclass runs the graph."""
+    """Tokenises, groups cells of like length and pads; a subclass runs the graphs.
+
+    Attributes:
+        has_decoder: whether there is a graph for gene embeddings and expression.
+        decoder_width: width of a gene embedding.
+        max_decoder_cells: cells of one run of the decoder.
+    """
 
     max_tokens: ClassVar[int]  # padded tokens of one run of the graph
     max_cells: ClassVar[int]
+    has_decoder = False
+    decoder_width = 0
+    max_decoder_cells = 1
 
     @abstractmethod
     def run(
@@ -34,12 +43,27 @@ class PaddedEngine(Engine):
     ) -> npt.NDArray[np.float32]:
         """Pool "all" of every cell, float32 (B, 4 D)."""
 
+    def decode(
+        self,
+        output: Output,
+        value_BL: npt.NDArray[np.float32],
+        position_BL: npt.NDArray[np.int64],
+        length_B: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.float32]:
+        """Gene embeddings (B, G, W) or expression (B, G), float32, of an engine that has a decoder."""
+        raise NotImplementedError
+
     def shape(self, output: Output, pool: Pool) -> tuple[int, ...]:
-        """Shape of one cell's result; ServingError for anything but cell embeddings."""
+        """Shape of one cell's result; ServingError for the decoder's outputs where there is none."""
+        if output in ("gene", "expression"):
+            if not self.has_decoder:
+                raise ServingError(
+                    f"This {self.name} export computes cell embeddings only; use --engine torch for {output}."
+                )
+            genes = len(self.vocab_genes)
+            return (genes, self.decoder_width) if output == "gene" else (genes,)
         if output != "cell":
-            raise ServingError(
-                f"The {self.name} engine computes cell embeddings only; use --engine torch for {output}."
-            )
+            raise ServingError(f"Unknown output {output!r}; use cell, gene or expression.")
         if pool not in POOLS:
             raise ServingError(f"Unknown pool {pool!r}; use one of {', '.join(POOLS)}.")
         return (4 * self.encoder_width if pool == "all" else self.encoder_width,)
@@ -69,9 +93,14 @@ class PaddedEngine(Engine):
         )
         lengths = np.diff(tokens.cu_seqlens).astype(np.int64)
         rows = np.flatnonzero(lengths > SPECIAL_TOKENS)
-        for group in padded(lengths[rows], self.max_tokens, self.max_cells):
+        max_cells = self.max_cells if output == "cell" else self.max_decoder_cells
+        for group in padded(lengths[rows], self.max_tokens, max_cells):
             cells = rows[group]
-            all_B4D = self.run(*pad_cells(tokens, cells, pad_position=len(self.vocab_genes) + 2))
+            inputs = pad_cells(tokens, cells, pad_position=len(self.vocab_genes) + 2)
+            if output != "cell":
+                embedding[cells] = self.decode(output, *inputs)
+                continue
+            all_B4D = self.run(*inputs)
             embedding[cells] = all_B4D if pool == "all" else max_from_all(all_B4D)
         return embedding
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,7 +15,9 @@ from cellfoundry_model.head_files import HEAD_FILES, HEAD_HASH
 from cellfoundry_serving.atomic import check_parent, remove
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.export.layout import (
+    CARD_FILE,
     CONFIG_FILE,
+    DECODER_FILE,
     ONNX_FILE,
     PLAN_FILE,
     PLAN_METADATA_FILE,
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from cellfoundry_serving.engines.torch import TorchEngine
     from cellfoundry_serving.export.check import Comparison
 
-FORMATS = ("onnx", "tensorrt")
+# The precisions of each format; the first is the default. TensorRT's fused attention needs half precision.
+FORMATS = {"onnx": ("fp32", "fp16", "bf16", "int8"), "tensorrt": ("fp16", "bf16")}
 
 
 @dataclass(frozen=True)
@@ -35,80 +37,126 @@ class ExportReport:
     """What an export wrote, and how it compares with torch.
 
     Attributes:
-        file: the engine's file.
-        bytes: its size.
-        comparison: with torch on the same cells; None where the engine cannot run on this machine.
+        files: the engine's files.
+        precision: their arithmetic.
+        comparisons: with torch, one an output; none where the engine cannot run on this machine.
+        note: how it was compared, and what was left out and why; or nothing.
+        triton: the new version in a Triton repository, where one was asked for.
     """
 
-    file: Path
-    bytes: int
-    comparison: Comparison | None
+    files: tuple[Path, ...]
+    precision: str
+    comparisons: tuple[Comparison, ...]
+    note: str = ""
+    triton: Path | None = None
 
     def summary(self) -> str:
-        """One line for people."""
-        checked = self.comparison.summary() if self.comparison else "not checked: no GPU here to run it"
-        return f"{self.file.name}, {self.bytes / 2**20:,.1f} MiB, {checked}"
+        """Lines for people."""
+        sizes = ", ".join(f"{file.name} {file.stat().st_size / 2**20:,.1f} MiB" for file in self.files)
+        checked = [f"against torch, {comparison.summary()}" for comparison in self.comparisons]
+        checked = checked or ["not checked: no GPU here to run it"]
+        triton = f"Triton model version {self.triton}" if self.triton else ""
+        return "\n".join(filter(None, [f"{self.precision}, {sizes}", *checked, self.note, triton]))
 
 
-def export_model(model_dir: str | Path, out_dir: str | Path, format: str = "onnx") -> ExportReport:
-    """Exports the cell-embedding graph of a model directory; ``out_dir`` then opens with ``open_engine``.
+def export_model(
+    model_dir: str | Path,
+    out_dir: str | Path,
+    format: str = "onnx",
+    *,
+    precision: str | None = None,
+    decoder: bool = True,
+    calibrate: str | Path | None = None,
+    timing_cache: Path | None = None,
+    triton: str | Path | None = None,
+) -> ExportReport:
+    """Exports a model directory; ``out_dir`` then opens with ``open_engine``.
 
-    The file is written under a temporary name, run on random cells beside torch, and put in place only if it
-    agrees. ``out_dir`` is a new folder, or one that holds the same model
+    The files are written under a temporary name, run on cells beside torch, and put in place only if they
+    agree. ``out_dir`` is a new folder, or one that holds the same model
     (``model_dir`` itself, an older export).
 
+    Args:
+        model_dir: the model.
+        out_dir: see above.
+        format: "onnx" or "tensorrt" (cell embeddings only).
+        precision: "fp32", "fp16", "bf16" or "int8" (the encoder alone), by default fp32; for TensorRT "fp16", by
+            default, or "bf16".
+        decoder: whether ONNX gets a second graph, for gene embeddings and expression. A model whose encoder was
+            fine-tuned alone has no decoder that fits it, so it never does.
+        calibrate: for int8, a source of real cells; by default the donor that ships with the package, where the model
+            has the vocabulary "scfoundation".
+        timing_cache: where TensorRT keeps what it measured of its kernels; by default a file of the user's cache
+            folder for this TensorRT and GPU.
+        triton: folder of a model in a Triton Inference Server repository, which gets the export as its next version.
+
     Raises:
-        ServingError: unknown format, TensorRT missing, a folder with something else in it, or a failed check.
+        ServingError: an unknown format or precision, TensorRT missing, a folder with something else in it, or a
+            failed check.
         ModelError: a damaged model directory.
+        DataError: a source of cells that cannot be read.
     """
     source, out = Path(model_dir), Path(out_dir)
-    if format not in FORMATS:
-        raise ServingError(f"Unknown export format {format!r}; use one of {', '.join(FORMATS)}.")
+    precision = check_choice(format, precision)
     check_parent(out)
+    if triton is not None:
+        from cellfoundry_serving.export.triton import check_triton, write_triton
+
+        check_triton(Path(triton))
     from cellfoundry_serving.engines.torch import TorchEngine
+    from cellfoundry_serving.export.card import ROLES, model_card
 
     reference = TorchEngine(source, device="cpu")
     with temporary_directory(out) as staging:
         for name in (CONFIG_FILE, VOCABULARY_FILE, *(HEAD_FILES if HEAD_HASH in reference.info else ())):
             shutil.copyfile(source / name, staging / name)
         check_target(staging, out)
-        stage = stage_onnx if format == "onnx" else stage_tensorrt
-        comparison = stage(reference, staging)
-        put_in_place(staging, out)
-    file = out / (ONNX_FILE if format == "onnx" else PLAN_FILE)
-    return ExportReport(file, file.stat().st_size, comparison)
+        if format == "onnx":
+            from cellfoundry_serving.export.onnx_files import stage_onnx
+
+            misfit = why_no_decoder(reference) if decoder else ""
+            comparisons, note = stage_onnx(reference, staging, precision, decoder and not misfit, calibrate)
+            note = "\n".join(filter(None, [note, misfit and f"without {DECODER_FILE}: {misfit}"]))
+        else:
+            from cellfoundry_serving.export.tensorrt_files import stage_tensorrt
+
+            comparisons, note = stage_tensorrt(reference, staging, precision, timing_cache), ""
+        card = model_card(
+            reference.loaded,
+            precision,
+            [name for name in ROLES if (staging / name).exists()],
+            comparisons,
+            note,
+        )
+        (staging / CARD_FILE).write_text(card, encoding="utf-8")
+        files = put_in_place(staging, out)
+    version = None
+    if triton is not None:
+        config = reference.loaded.config
+        version = write_triton(files[0], Path(triton), config.encoder_width, config.n_genes)
+    return ExportReport(files, precision, tuple(comparisons), note, version)
 
 
-def stage_onnx(reference: TorchEngine, staging: Path) -> Comparison:
-    """Writes model.onnx and runs it beside torch."""
-    from cellfoundry_serving.engines.onnx import CPU_PROVIDER, OnnxEngine
-    from cellfoundry_serving.export.check import FP32_BAR, check_against
-    from cellfoundry_serving.export.onnx import write_onnx
+def check_choice(format: str, precision: str | None) -> str:
+    """The precision to export; ServingError for a format or precision that is none."""
+    if format not in FORMATS:
+        raise ServingError(f"Unknown export format {format!r}; use one of {', '.join(FORMATS)}.")
+    if precision is not None and precision not in FORMATS[format]:
+        raise ServingError(
+            f"No precision {precision!r} for {format} exports; use one of {', '.join(FORMATS[format])}."
+        )
+    return precision or FORMATS[format][0]
 
-    write_onnx(reference.loaded, staging / ONNX_FILE)
-    return check_against(reference, OnnxEngine(staging, CPU_PROVIDER), FP32_BAR)
 
+def why_no_decoder(reference: TorchEngine) -> str:
+    """Why the model's decoder cannot be used, or nothing."""
+    from cellfoundry_serving.encode import check_decoder_fits
 
-def stage_tensorrt(reference: TorchEngine, staging: Path) -> Comparison | None:
-    """Writes model.plan and what it is bound to; runs it beside torch where there is a GPU."""
-    import torch
-
-    from cellfoundry_serving.engines.tensorrt import TensorRTEngine
-    from cellfoundry_serving.export.check import FP16_BAR, check_against
-    from cellfoundry_serving.export.onnx import metadata, write_onnx
-    from cellfoundry_serving.export.tensorrt import build_plan
-    from cellfoundry_serving.export.tensorrt_api import flavour, import_tensorrt
-
-    trt = import_tensorrt()
-    graph = staging / "graph.onnx"
-    write_onnx(reference.loaded, graph, torch.float16)
-    (staging / PLAN_FILE).write_bytes(build_plan(trt, graph))
-    graph.unlink()
-    facts = metadata(reference.loaded) | {"built_with": flavour(trt)}
-    (staging / PLAN_METADATA_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    if not torch.cuda.is_available():
-        return None
-    return check_against(reference, TensorRTEngine(staging), FP16_BAR)
+    try:
+        check_decoder_fits(reference, "gene")
+    except ServingError as error:
+        return str(error)
+    return ""
 
 
 @contextmanager
@@ -133,9 +181,17 @@ def check_target(staging: Path, out: Path) -> None:
         raise ServingError(f"{out} exists and holds something else than this model; give a new folder.")
 
 
-def put_in_place(staging: Path, out: Path) -> None:
-    """The engine's file comes last, so that a reader never finds it without what belongs to it."""
+def put_in_place(staging: Path, out: Path) -> tuple[Path, ...]:
+    """Moves all there is and returns the engine's files in their new place.
+
+    model.onnx or model.plan comes last, so that a reader never finds it without what belongs to it; a decoder of an
+    older export goes before a new model.onnx comes.
+    """
     out.mkdir(exist_ok=True)
-    for name in (CONFIG_FILE, VOCABULARY_FILE, *HEAD_FILES, PLAN_METADATA_FILE, PLAN_FILE, ONNX_FILE):
+    if (staging / ONNX_FILE).exists():
+        (out / DECODER_FILE).unlink(missing_ok=True)
+    engine_files = [file for file in (DECODER_FILE, PLAN_FILE, ONNX_FILE) if (staging / file).exists()]
+    for name in (CONFIG_FILE, VOCABULARY_FILE, *HEAD_FILES, CARD_FILE, PLAN_METADATA_FILE, *engine_files):
         if (staging / name).exists():
             (staging / name).replace(out / name)
+    return tuple(out / file for file in reversed(engine_files))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from cellfoundry_data.batch import CellBatch
+from cellfoundry_model.embedder import Output
 from cellfoundry_serving.engines.base import POOLS, Engine
 from cellfoundry_serving.errors import ServingError
 
 CHECKED_CELL_GENES = (1, 2, 17, 60, 200, 700, 1500)
+# The decoder runs over every gene of a cell, which takes seconds at the published size.
+DECODED_CELL_GENES = (1, 700)
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,12 @@ class Bar:
     min_cosine: float
 
 
-FP32_BAR = Bar(max_error=1e-4, min_cosine=0.99999)
-FP16_BAR = Bar(max_error=5e-2, min_cosine=0.9999)
+BARS = {
+    "fp32": Bar(max_error=1e-5, min_cosine=0.99999),
+    "fp16": Bar(max_error=math.inf, min_cosine=0.9999),
+    "bf16": Bar(max_error=math.inf, min_cosine=0.9999),
+    "int8": Bar(max_error=math.inf, min_cosine=0.999),
+}
 
 
 @dataclass(frozen=True)
@@ -31,12 +40,14 @@ class Comparison:
     """How far two engines are apart on the same cells.
 
     Attributes:
+        output: "cell", "gene" or "expression".
         cells: cells compared, of very different lengths.
         max_error: largest absolute difference of any number.
         scale: largest absolute number.
-        min_cosine: smallest cosine between a cell's two embeddings.
+        min_cosine: smallest cosine between two vectors: a cell's embeddings, a gene's in one cell, a cell's expression.
     """
 
+    output: str
     cells: int
     max_error: float
     scale: float
@@ -47,35 +58,56 @@ class Comparison:
         return self.max_error <= bar.max_error * max(1.0, self.scale) and self.min_cosine >= bar.min_cosine
 
     def summary(self) -> str:
-        """One line for people."""
+        """One phrase for people."""
         return (
-            f"checked against torch on {self.cells} cells: max error {self.max_error:.1e}, "
-            f"cosine at least {self.min_cosine:.7f}"
+            f"{self.output}: max error {self.max_error:.1e}, cosine at least {self.min_cosine:.7f} "
+            f"({self.cells} cells)"
         )
 
 
-def check_against(reference: Engine, engine: Engine, bar: Bar) -> Comparison:
-    """Compares two engines on random ragged cells, in one batch, for every pooling.
+def check_against(
+    reference: Engine, engine: Engine, bar: Bar, batches: Mapping[Output, CellBatch]
+) -> list[Comparison]:
+    """Compares two engines on a batch of cells for each output; cell embeddings for every pooling.
 
-    Returns the comparison with the larger error; ServingError where one misses ``bar``.
+    Returns a comparison an output, of poolings the one with the larger error; ServingError where one misses ``bar``.
     """
-    batch = random_cells(len(reference.vocab_genes), CHECKED_CELL_GENES, seed=0)
-    both = [compare(reference.encode(batch, pool=pool), engine.encode(batch, pool=pool)) for pool in POOLS]
-    for comparison in both:
-        if not comparison.passes(bar):
-            raise ServingError(
-                f"The export was discarded: it is far from torch (max error {comparison.max_error:.1e}, "
-                f"cosine {comparison.min_cosine:.7f}); please report it with the model's config.json."
+    comparisons = []
+    for output, batch in batches.items():
+        poolings = POOLS if output == "cell" else POOLS[:1]
+        both = [
+            compare(
+                output,
+                reference.encode(batch, output=output, pool=pool),
+                engine.encode(batch, output=output, pool=pool),
             )
-    return max(both, key=lambda comparison: comparison.max_error)
+            for pool in poolings
+        ]
+        for comparison in both:
+            if not comparison.passes(bar):
+                raise ServingError(
+                    f"The export was discarded: it is far from torch ({comparison.summary()}); take another precision, "
+                    "and if that is the most precise one, please report it with the model's config.json."
+                )
+        comparisons.append(max(both, key=lambda comparison: comparison.max_error))
+    return comparisons
 
 
-def compare(expected: npt.NDArray[np.float32], got: npt.NDArray[np.float32]) -> Comparison:
-    """Error and cosine of two (cells, width) arrays."""
-    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(got, axis=1)
-    cosine = (expected * got).sum(axis=1) / norms
+def compare(output: str, expected: npt.NDArray[np.float32], got: npt.NDArray[np.float32]) -> Comparison:
+    """Error and cosine of two arrays (cells, ..., width)."""
+    norms = np.linalg.norm(expected, axis=-1) * np.linalg.norm(got, axis=-1)
+    cosine = (expected * got).sum(axis=-1) / norms
     max_error, scale = float(abs(expected - got).max()), float(abs(expected).max())
-    return Comparison(len(expected), max_error, scale, float(cosine.min()))
+    return Comparison(output, len(expected), max_error, scale, float(cosine.min()))
+
+
+def checked_batches(n_genes: int, decoder: bool) -> dict[Output, CellBatch]:
+    """Random ragged cells for the outputs of an export with or without ``decoder``."""
+    batches: dict[Output, CellBatch] = {"cell": random_cells(n_genes, CHECKED_CELL_GENES, seed=0)}
+    if decoder:
+        decoded = random_cells(n_genes, DECODED_CELL_GENES, seed=1)
+        batches |= {"gene": decoded, "expression": decoded}
+    return batches
 
 
 def random_cells(n_genes: int, genes_per_cell: tuple[int, ...], seed: int) -> CellBatch:

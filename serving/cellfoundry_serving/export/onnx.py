@@ -1,4 +1,4 @@
-"""ONNX export of the cell-embedding graph, dynamic in cells and tokens; the model's facts are inside."""
+"""ONNX export of the two graphs, dynamic in cells and tokens; the model's facts are inside each file."""
 
 from __future__ import annotations
 
@@ -12,39 +12,79 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from cellfoundry_model.checkpoint import LoadedModel
-from cellfoundry_serving.export.graph import ATTENTION_OPSET, CellEmbeddingGraph
+from cellfoundry_serving.export.graph import ATTENTION_OPSET, CellEmbeddingGraph, DecoderGraph
 from cellfoundry_serving.export.layout import METADATA_KEY
 
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+CELL_INPUTS, DECODER_INPUTS = ("value", "position", "length"), ("token_embedding", "position")
+DECODER_OUTPUTS = ("gene_embedding", "expression")
 
-def write_onnx(loaded: LoadedModel, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Writes the graph of ``loaded`` (on CPU) with dynamic batch and length, metadata inside."""
-    graph = CellEmbeddingGraph(loaded.model, dtype).eval()
+
+def write_cell_graph(
+    loaded: LoadedModel,
+    path: Path,
+    precision: str = "fp32",
+    *,
+    tokens: bool = False,
+    label: str | None = None,
+) -> None:
+    """Writes the encoder and its pooling (``loaded`` is on CPU); ``tokens`` adds the output the decoder takes.
+
+    ``label`` is the precision that the metadata name, where it is not this graph's own but that of one made from it.
+    """
+    graph = CellEmbeddingGraph(loaded.model, DTYPES[precision], tokens)
     example = (torch.ones(2, 5), torch.zeros(2, 5, dtype=torch.int64), torch.tensor([5, 4]))
-    batch, length = torch.export.Dim("cells"), torch.export.Dim("tokens", min=3)
+    outputs = ("cell_embedding", "token_embedding") if tokens else ("cell_embedding",)
+    write_graph(graph, example, CELL_INPUTS, outputs, metadata(loaded, label or precision), path)
+
+
+def write_decoder_graph(loaded: LoadedModel, path: Path, precision: str = "fp32") -> None:
+    """Writes the decoder over all positions, which takes the cell graph's token embeddings."""
+    graph = DecoderGraph(loaded.model, DTYPES[precision])
+    example = (
+        torch.zeros(2, 5, loaded.config.encoder_width),
+        torch.arange(10).reshape(2, 5) % loaded.config.n_positions,
+    )
+    write_graph(graph, example, DECODER_INPUTS, DECODER_OUTPUTS, metadata(loaded, precision), path)
+
+
+def write_graph(
+    graph: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    facts: dict[str, Any],
+    path: Path,
+) -> None:
+    """Writes one graph with dynamic cells and tokens, the first two axes of its inputs."""
+    cells, tokens = torch.export.Dim("cells"), torch.export.Dim("tokens", min=3)
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
-            graph,
+            graph.eval(),
             example,
             dynamo=True,
             opset_version=ATTENTION_OPSET,
             verbose=False,
-            input_names=["value", "position", "length"],
-            output_names=["cell_embedding"],
-            dynamic_shapes=({0: batch, 1: length}, {0: batch, 1: length}, {0: batch}),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=tuple(
+                {0: cells, 1: tokens} if tensor.dim() > 1 else {0: cells} for tensor in example
+            ),
         )
         assert program is not None  # None is for the exporter's older form only
         # The exporter notes source paths of this machine on every node.
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()
-        program.model.metadata_props[METADATA_KEY] = json.dumps(metadata(loaded))
+        program.model.metadata_props[METADATA_KEY] = json.dumps(facts)
         program.save(path, external_data=False)
 
 
-def metadata(loaded: LoadedModel) -> dict[str, Any]:
-    """Architecture, and info with the hashes of weights and vocabulary."""
-    return {"architecture": loaded.config.to_dict(), "info": loaded.info}
+def metadata(loaded: LoadedModel, precision: str) -> dict[str, Any]:
+    """Architecture, info with the hashes of weights and vocabulary, and the precision."""
+    return {"architecture": loaded.config.to_dict(), "info": loaded.info, "precision": precision}
 
 
 @contextlib.contextmanager

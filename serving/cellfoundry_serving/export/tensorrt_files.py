@@ -1,0 +1,37 @@
+"""model.plan of a model and what it is bound to, run beside torch where there is a GPU."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from cellfoundry_serving.engines.tensorrt import TensorRTEngine
+from cellfoundry_serving.engines.torch import TorchEngine
+from cellfoundry_serving.export.check import BARS, Comparison, check_against, checked_batches
+from cellfoundry_serving.export.layout import PLAN_FILE, PLAN_METADATA_FILE
+from cellfoundry_serving.export.onnx import metadata, write_cell_graph
+from cellfoundry_serving.export.plan_facts import this_machine
+from cellfoundry_serving.export.tensorrt import build_plan, default_timing_cache, profiles_for
+from cellfoundry_serving.export.tensorrt_api import import_tensorrt
+
+
+def stage_tensorrt(
+    reference: TorchEngine, staging: Path, precision: str, timing_cache: Path | None
+) -> list[Comparison]:
+    """Writes plan and metadata to ``staging``; the comparison is empty where no GPU can run it."""
+    trt = import_tensorrt()
+    machine = this_machine(trt)
+    profiles = profiles_for(reference.loaded.config.n_positions)
+    graph = staging / "graph.onnx"
+    write_cell_graph(reference.loaded, graph, precision)
+    cache = timing_cache or default_timing_cache(machine.tensorrt, str(machine.gpu))
+    (staging / PLAN_FILE).write_bytes(build_plan(trt, graph, profiles, cache))
+    graph.unlink()
+    facts = metadata(reference.loaded, precision) | machine._asdict()
+    facts["profiles"] = [asdict(profile) for profile in profiles]
+    (staging / PLAN_METADATA_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    if machine.gpu is None:
+        return []
+    batches = checked_batches(len(reference.vocab_genes), decoder=False)
+    return check_against(reference, TensorRTEngine(staging), BARS[precision], batches)

@@ -1,0 +1,121 @@
+"""The Triton repository, with Triton's own schema; its ragged graph, run as Triton would feed it."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from google.protobuf import text_format
+
+from cellfoundry_data.batch import CellBatch
+from cellfoundry_model.tokens import tokenize
+from cellfoundry_serving.engines.base import Engine
+from cellfoundry_serving.errors import ServingError
+from cellfoundry_serving.export.triton import check_triton, write_triton
+
+from .conftest import CONFIG
+
+with warnings.catch_warnings():  # grpc's and protobuf's about their own versions
+    warnings.simplefilter("ignore")
+    from tritonclient.grpc import model_config_pb2
+
+WIDTH = CONFIG.encoder_width
+
+
+@pytest.fixture(scope="module")
+def repository(onnx_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("repository")
+    assert (
+        write_triton(onnx_dir / "model.onnx", folder / "cell", WIDTH, CONFIG.n_genes) == folder / "cell" / "1"
+    )
+    return folder
+
+
+def test_config_is_what_triton_reads_and_the_graph_has(repository: Path) -> None:
+    text = (repository / "cell" / "config.pbtxt").read_text()
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    session = onnxruntime.InferenceSession(
+        repository / "cell" / "1" / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    assert (config.name, config.backend) == ("cell", "onnxruntime")
+    assert config.HasField("dynamic_batching")
+    types = {"tensor(float)": "TYPE_FP32", "tensor(int64)": "TYPE_INT64", "tensor(int32)": "TYPE_INT32"}
+    declared = {tensor.name: tensor.data_type for tensor in config.input}
+    declared |= {tensor.target_name[0]: tensor.data_type for tensor in config.batch_input}
+    assert declared == {
+        tensor.name: model_config_pb2.DataType.Value(types[tensor.type]) for tensor in session.get_inputs()
+    }
+    # A ragged input reaches the model flat.
+    assert all(tensor.allow_ragged_batch and tensor.dims == [-1] for tensor in config.input)
+    assert all(len(tensor.shape) == 1 for tensor in session.get_inputs())
+    [output] = session.get_outputs()
+    assert (config.output[0].name, list(config.output[0].dims)) == (output.name, [4 * WIDTH])
+
+
+def test_the_ragged_graph_gives_what_torch_gives(repository: Path, engine: Engine, cells: CellBatch) -> None:
+    rows = np.flatnonzero(np.diff(cells.indptr))
+    expected = engine.encode(cells.select(rows))
+    session = onnxruntime.InferenceSession(
+        repository / "cell" / "1" / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    tokens = tokenize(cells.select(rows), n_genes=CONFIG.n_genes)
+    order = [
+        np.r_[end - 2 : end, start : end - 2]  # T and S first
+        for start, end in zip(tokens.cu_seqlens[:-1], tokens.cu_seqlens[1:], strict=True)
+    ]
+    for batch in ([range(len(order))], [[row] for row in range(len(order))]):
+        parts = []
+        for members in batch:
+            taken = np.concatenate([order[row] for row in members])
+            feeds = {
+                "value": tokens.value_N[taken],
+                "position": tokens.position_N[taken],
+                "length": np.array([len(order[row]) for row in members], np.int32),
+            }
+            parts.append(session.run(["cell_embedding"], feeds)[0])
+        np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_second_export_is_the_next_version(repository: Path, onnx_dir: Path) -> None:
+    before = (repository / "cell" / "config.pbtxt").read_text()
+    assert write_triton(onnx_dir / "model.onnx", repository / "cell", WIDTH, CONFIG.n_genes).name == "2"
+    assert (repository / "cell" / "config.pbtxt").read_text() == before
+    shutil.rmtree(repository / "cell" / "2")
+
+
+def test_a_plan_is_served_by_whole_batches(tmp_path: Path) -> None:
+    (tmp_path / "model.plan").write_bytes(b"plan")
+    assert (
+        write_triton(tmp_path / "model.plan", tmp_path / "plan", WIDTH, CONFIG.n_genes)
+        == tmp_path / "plan" / "1"
+    )
+    assert (tmp_path / "plan" / "1" / "model.plan").read_bytes() == b"plan"
+    text = (tmp_path / "plan" / "config.pbtxt").read_text()
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    assert (config.backend, config.max_batch_size) == ("tensorrt", 0)
+    assert {tensor.name: list(tensor.dims) for tensor in config.input} == {
+        "value": [-1, -1],
+        "position": [-1, -1],
+        "length": [-1],
+    }
+
+
+def test_what_is_no_triton_model_stays(repository: Path, onnx_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for target, message in (
+        (tmp_path / "mine", "is no model of a Triton repository"),
+        (tmp_path / "no" / "cell", "does not exist; create it first"),
+        (tmp_path / "my model", "use letters, digits"),
+    ):
+        with pytest.raises(ServingError, match=message):
+            check_triton(target)
+    changed = tmp_path / "cell"
+    shutil.copytree(repository / "cell", changed)
+    (changed / "config.pbtxt").write_text("max_batch_size: 64")
+    with pytest.raises(ServingError, match="another kind of model, or was changed"):
+        write_triton(onnx_dir / "model.onnx", changed, WIDTH, CONFIG.n_genes)
+    assert sorted(path.name for path in changed.iterdir()) == ["1", "config.pbtxt"]
