@@ -31,6 +31,7 @@ class OneCellLoop:
 
     def __init__(self, model: CellModel) -> None:
         self._model = model.eval()
+        self._device = model.position_embedding.weight.device
         self._layers = [
             torch_layer(layer) for layer in model.encoder.layers if isinstance(layer, EncoderLayer)
         ]
@@ -39,13 +40,15 @@ class OneCellLoop:
     def encode_genes(self, batch: CellBatch) -> npt.NDArray[np.float32]:
         """Gene embeddings (cells, genes, decoder width), in the batch's order."""
         cells = range(len(batch))
-        return np.concatenate([self._one_cell_genes(*self._dense(batch, cell)).numpy() for cell in cells])
+        return np.concatenate(
+            [self._one_cell_genes(*self._dense(batch, cell)).cpu().numpy() for cell in cells]
+        )
 
     @torch.no_grad()
     def encode(self, batch: CellBatch) -> npt.NDArray[np.float32]:
         """(cells, 4 x width), in the batch's order."""
         cells = range(len(batch))
-        return np.concatenate([self._one_cell(*self._dense(batch, cell)).numpy() for cell in cells])
+        return np.concatenate([self._one_cell(*self._dense(batch, cell)).cpu().numpy() for cell in cells])
 
     def _dense(self, batch: CellBatch, cell: int) -> tuple[Tensor, Tensor]:
         """Values over all positions, (1, P), and the positions that hold a token, (1, n), T and S last."""
@@ -55,7 +58,11 @@ class OneCellLoop:
         total = counts.sum()
         values = np.log1p(counts / total * 1e4)
         values[-2:] = 4.0, np.log10(total)
-        return torch.from_numpy(values)[None], torch.from_numpy(np.flatnonzero(values > 0))[None]
+        value_1P, position_1n = (
+            torch.from_numpy(values)[None],
+            torch.from_numpy(np.flatnonzero(values > 0))[None],
+        )
+        return value_1P.to(self._device), position_1n.to(self._device)
 
     def _one_cell(self, value_1P: Tensor, position_1n: Tensor) -> Tensor:
         x_1nD = self._encoded(value_1P, position_1n)
@@ -66,7 +73,7 @@ class OneCellLoop:
         model = self._model
         x_1PD = self._value_embedding(value_1P)
         x_1PD[0, position_1n[0]] = self._encoded(value_1P, position_1n)[0]
-        position_1P = torch.arange(value_1P.shape[1])[None]
+        position_1P = torch.arange(value_1P.shape[1], device=self._device)[None]
         x_1PW = model.decoder_embed(x_1PD + model.position_embedding(position_1P))
         for layer in model.decoder.layers:
             x_1PW = performer_layer(cast(DecoderLayer, layer), x_1PW)
@@ -112,7 +119,7 @@ def softmax_features(z_1HPK: Tensor, projection_MK: Tensor, stabilised: tuple[in
 
 
 def torch_layer(ours: EncoderLayer) -> nn.TransformerEncoderLayer:
-    """torch's layer with the weights of ours."""
+    """torch's layer with the weights of ours, on their device."""
     width = ours.attention_out.in_features
     theirs = nn.TransformerEncoderLayer(
         width, ours.heads, dim_feedforward=ours.ffn_in.out_features, dropout=0.0, batch_first=True
@@ -135,4 +142,4 @@ def torch_layer(ours: EncoderLayer) -> nn.TransformerEncoderLayer:
     with torch.no_grad():
         for target, source in pairs:
             target.copy_(source)
-    return theirs.eval()
+    return theirs.to(ours.qkv.weight.device).eval()

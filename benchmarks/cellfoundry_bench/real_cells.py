@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from cellfoundry_data.batch import CellBatch
 
@@ -20,3 +21,27 @@ def real_cells(cells: int, seed: int = 0) -> CellBatch:
         source = SourceCells(baron_h5ad(Path(folder) / "donor.h5ad"), Vocabulary.named("scfoundation"))
         donor, _ = next(iter(source.blocks(source.n_cells)))
     return donor.select(np.random.default_rng(seed).permutation(len(donor))[:cells])
+
+
+def shallow_cells(cells: int, genes: int, seed: int = 0) -> CellBatch:
+    """``real_cells`` as a shallower sequencing would have seen them: counts thinned to about ``genes`` genes each."""
+    deep, generator = real_cells(cells, seed), np.random.default_rng(seed)
+    kept = []
+    for cell in range(cells):
+        entries = slice(deep.indptr[cell], deep.indptr[cell + 1])
+        counts = deep.counts[entries].astype(np.int64)
+        thinned = generator.binomial(counts, share_for(counts, genes))
+        kept.append((deep.gene_ids[entries][thinned > 0], thinned[thinned > 0].astype(np.float32)))
+    indptr = np.cumsum([0, *(len(gene_ids) for gene_ids, _ in kept)])
+    gene_ids, thin_counts = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+    return CellBatch(indptr.astype(np.int64), gene_ids, thin_counts, np.arange(cells))
+
+
+def share_for(counts: npt.NDArray[np.int64], genes: int) -> float:
+    """Share of a cell's molecules of which ``genes`` genes are expected to have one, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        share = (low + high) / 2
+        expected = (1 - (1 - share) ** counts).sum()
+        low, high = (share, high) if expected < genes else (low, share)
+    return high

@@ -17,7 +17,7 @@ from cellfoundry_bench.kernels import attention, bars, curves, model, ops, timin
 from cellfoundry_bench.kernels.dense_masking import dense_mask
 from cellfoundry_bench.measure import Comparison
 from cellfoundry_bench.ragged import GENES_PER_CELL, real_lengths, synthetic_counts
-from cellfoundry_bench.real_cells import real_cells
+from cellfoundry_bench.real_cells import real_cells, shallow_cells
 from cellfoundry_bench.results import Row
 from cellfoundry_bench.suites import embed, serve
 from cellfoundry_kernels import favor_attention, mask_cells
@@ -207,10 +207,40 @@ def test_time_on_a_cpu_rotates_through_one_set_of_inputs() -> None:
     assert timing.Roofline(2.0, 4.0).seconds(timing.Cost(8.0, 4.0)) == 4.0
 
 
-def test_embedding_agrees_with_the_loop_it_is_timed_against() -> None:
-    speed, difference = embed.embed_rows("tiny", real_cells(3), rounds=1)
-    assert speed.ratio is not None
-    assert difference.met is True
+def test_embedding_agrees_with_the_loop_it_is_timed_against(tmp_path: Path) -> None:
+    """Small shapes of every row; a GPU's are named."""
+    tiny = embed.random_model("tiny", tmp_path / "tiny")
+    cells = embed.cell_rows(tiny, shallow_cells(3, 60), rounds=1)
+    assert [row.what.split(", ")[2] for row in cells[:4]] == [
+        "torch fp32",
+        "torch bf16",
+        "ONNX Runtime fp32",
+        "ONNX Runtime int8",
+    ]
+    assert sorted(row.bar for row in cells[:4] if row.bar) in ([1.3, 2.5], [2.5])
+    assert all(row.ratio is not None and row.ratio > 0 for row in cells[:4])
+    genes = embed.gene_rows(tiny, shallow_cells(1, 60), rounds=1)
+    whole = embed.whole_cell_rows(tiny, real_cells(3), rounds=1)
+    roads = embed.road_rows(tiny, real_cells(3), tmp_path)
+    errors = [row for row in [*cells, *genes, *whole, *roads] if row.unit == "relative"]
+    assert len(errors) == 7
+    assert all(row.met is True for row in errors)
+    if not torch.cuda.is_available():
+        assert {row.met for row in embed.gpu_rows(tiny)} == {"not measured"}
+
+
+def test_shallow_cells_are_thinned_to_the_asked_genes() -> None:
+    deep, shallow = real_cells(20, seed=3), shallow_cells(20, 370, seed=3)
+    genes = np.diff(shallow.indptr)
+    assert abs(genes.mean() - 370) < 10
+    for cell in range(20):
+        kept = slice(shallow.indptr[cell], shallow.indptr[cell + 1])
+        whole = slice(deep.indptr[cell], deep.indptr[cell + 1])
+        counts = dict(zip(deep.gene_ids[whole], deep.counts[whole], strict=True))
+        assert all(
+            0 < count <= counts[gene]
+            for gene, count in zip(shallow.gene_ids[kept], shallow.counts[kept], strict=True)
+        )
 
 
 def test_load_generator_measures_the_live_endpoint() -> None:
