@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from cellfoundry_bench.measure import median_seconds
-from cellfoundry_bench.ragged import offsets, real_lengths
+from cellfoundry_bench.ragged import cu_seqlens_of, real_lengths
 from cellfoundry_kernels.launch import capability_of
 from cellfoundry_kernels.varlen.kernel import KERNELS, launch
 from cellfoundry_kernels.varlen.schedule import make_schedule
@@ -45,7 +45,7 @@ def tune(
 ) -> list[tuple[float, Tile]]:
     """Median seconds of one launch with each tile that this GPU can run, the fastest first."""
     tokens, scale = int(lengths.sum()), head_dim**-0.5
-    cu_seqlens = offsets(lengths, device)
+    cu_seqlens = cu_seqlens_of(lengths, device)
     # As in the model, q, k and v are views of one projection.
     q_NHK, k_NHK, v_NHK = torch.randn(tokens, 3, heads, head_dim, device=device).to(dtype).unbind(1)
     grad_NHK, grads_NHK = torch.randn_like(q_NHK), [torch.empty_like(q_NHK).contiguous() for _ in "kv"]

@@ -15,7 +15,7 @@ from cellfoundry_bench.kernels.bars import not_measured
 from cellfoundry_bench.kernels.ops import masking_seconds
 from cellfoundry_bench.kernels.timing import ROUNDS, Roofline, compare_on, median_device_seconds
 from cellfoundry_bench.one_cell_loop import torch_layer
-from cellfoundry_bench.ragged import offsets, real_lengths, synthetic_counts
+from cellfoundry_bench.ragged import cu_seqlens_of, real_lengths, synthetic_counts
 from cellfoundry_bench.results import Row
 from cellfoundry_kernels import MaskedCells, mask_cells, masked_mse
 from cellfoundry_model.architecture import CellModel
@@ -35,7 +35,7 @@ def encoder_layer_rows(cells: int, device: str, roofline: Roofline | None) -> li
     x_ND = torch.randn(
         int(lengths.sum()), config.encoder_width, device=device, dtype=torch.bfloat16, requires_grad=True
     )
-    cu_seqlens, longest = offsets(lengths, device), int(lengths.max())
+    cu_seqlens, longest = cu_seqlens_of(lengths, device), int(lengths.max())
 
     def work() -> None:
         layer(x_ND, cu_seqlens, longest).backward(x_ND.detach())
@@ -89,7 +89,7 @@ def packed_against_padded_row(preset: str, lengths: np.ndarray, rounds: int = RO
     """The encoder over packed cells against torch's own layers on the batch padded to the longest cell; CPU."""
     torch.manual_seed(0)
     model = CellModel(PRESETS[preset]).eval()
-    cu_seqlens, longest = offsets(lengths, "cpu"), int(lengths.max())
+    cu_seqlens, longest = cu_seqlens_of(lengths, "cpu"), int(lengths.max())
     x_ND = torch.randn(int(lengths.sum()), PRESETS[preset].encoder_width)
     layers = [torch_layer(layer) for layer in model.encoder.layers if isinstance(layer, EncoderLayer)]
     is_token_CL = torch.arange(longest) < cu_seqlens.diff().long()[:, None]

@@ -17,6 +17,7 @@ from twins import (
     with_gradients,
 )
 
+from cellfoundry_bench.kernels.inputs import embedding_weights, expression_values
 from cellfoundry_kernels import value_embedding
 from cellfoundry_kernels.embedding import backward, backward_exact, forward, kernel, reference
 
@@ -24,16 +25,9 @@ ALPHA, MASK, PAD, POSITIONS = 0.7, 102.0, 103.0, 20
 Op = Callable[..., Tensor]
 
 
-def weights_of(bins: int, width: int, dtype: torch.dtype) -> list[Tensor]:
-    """The two layers as torch initialises a Linear, and the table."""
-    layers = [(bins, 1, 1), (bins, 1), (bins, bins, bins), (bins, bins)]
-    uniform = [(2 * torch.rand(shape) - 1) / fan_in**0.5 for *shape, fan_in in layers]
-    return [x.to(dtype) for x in (*uniform, torch.randn(bins, width))]
-
-
 def values_of(tokens: int) -> Tensor:
     """Values of cells, a mask and a pad value among them."""
-    value_N = 10 * torch.rand(tokens)
+    value_N = expression_values(tokens)
     value_N[1::7], value_N[2::11] = MASK, PAD
     return value_N
 
@@ -52,7 +46,7 @@ def in_full(op: Op, position_N: Tensor) -> Op:
 def full_inputs(tokens: int, bins: int, width: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
     """Tensors of ``in_full``, and positions, of which every one is asked for by several tokens or none."""
     rows = [torch.randn(shape, width).to(dtype) for shape in (1, 1, POSITIONS)]
-    return [values_of(tokens), *weights_of(bins, width, dtype), *rows], torch.randint(
+    return [values_of(tokens), *embedding_weights(bins, width, dtype), *rows], torch.randint(
         0, POSITIONS - 1, (tokens,)
     )
 
@@ -85,7 +79,7 @@ def test_value_embedding(dtype: torch.dtype, tokens: int, bins: int, width: int)
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_value_without_rows_of_its_own_or_a_position(dtype: torch.dtype) -> None:
-    inputs, grad = [torch.tensor([MASK / 20]), *weights_of(10, 8, dtype)], torch.randn(1, 8).to(dtype)
+    inputs, grad = [torch.tensor([MASK / 20]), *embedding_weights(10, 8, dtype)], torch.randn(1, 8).to(dtype)
     ours, low = (
         with_gradients(lambda *x, op=op: op(*x, ALPHA), inputs, grad)
         for op in (value_embedding, reference.value_embedding)
@@ -98,7 +92,7 @@ def test_one_value_without_rows_of_its_own_or_a_position(dtype: torch.dtype) -> 
 
 def test_the_kernels_of_backward_are_exact_in_float32_too() -> None:
     """They run in half precision only; what they compute beyond its rounding shows in float32."""
-    value_N, *weights = [values_of(450), *weights_of(20, 24, torch.float32)]
+    value_N, *weights = [values_of(450), *embedding_weights(20, 24, torch.float32)]
     table_RD, grad_ND = torch.cat([weights.pop(), torch.randn(2, 24)]), torch.randn(450, 24)
     _, *packed = kernel._forward(value_N, *weights, table_RD, None, None, ALPHA, MASK, PAD)
     (ours_BC, *ours), (wanted_BC, *wanted) = (

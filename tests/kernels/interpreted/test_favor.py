@@ -20,6 +20,7 @@ from twins import (
     with_gradients,
 )
 
+from cellfoundry_bench.kernels.inputs import split_heads
 from cellfoundry_kernels import favor_attention
 from cellfoundry_kernels.favor import kernel, reference, tiles
 from cellfoundry_kernels.favor.blocks import (
@@ -34,18 +35,12 @@ Shape = tuple[int, int, int, int, int]  # cells, heads, queries, keys, head dim
 
 
 def random_inputs(shape: Shape, dtype: torch.dtype, scale: float = 1.0) -> tuple[list[Tensor], Tensor]:
-    """Queries, keys and values as the decoder splits them into heads (views, no copies), and a gradient."""
+    """Queries, keys and values, and a gradient."""
     cells, heads, queries, keys, head_dim = shape
-
-    def rows(positions: int) -> Tensor:
-        return (
-            torch.randn(cells, positions, heads * head_dim)
-            .to(dtype)
-            .unflatten(2, (heads, -1))
-            .transpose(1, 2)
-        )
-
-    return [scale * rows(queries), scale * rows(keys), rows(keys) + 1], rows(queries)
+    q, k, v, grad = (
+        split_heads(cells, heads, rows, head_dim, dtype) for rows in (queries, keys, keys, queries)
+    )
+    return [scale * q, scale * k, v + 1], grad
 
 
 def twin_low_exact(

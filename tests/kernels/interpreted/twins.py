@@ -1,9 +1,9 @@
-"""What the tests of Triton twins share: inputs, gradients, and how exact a twin must be."""
+"""What the tests of Triton twins share: dtypes, gradients, and how exact a twin must be."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -26,10 +26,6 @@ gpu_only = pytest.mark.skipif(
 )
 
 
-def cu_seqlens_of(lengths: list[int]) -> Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0).int()
-
-
 def relative_rms(actual: Tensor, expected: Tensor) -> float:
     """RMS of the error over RMS of the expected values; a NaN on either side fails at once."""
     assert actual.shape == expected.shape
@@ -46,13 +42,13 @@ def assert_as_exact_as_the_reference(ours: list[Tensor], low: list[Tensor], exac
         assert relative_rms(actual, expected) <= bound
 
 
-def with_gradients(op: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+def with_gradients(op: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
     leaves = [x.detach().requires_grad_() for x in inputs]
     out = op(*leaves)
     return [out, *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
 
-def assert_compiles_whole(op: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> None:
+def assert_compiles_whole(op: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> None:
     """One graph without a break gives the same values and gradients, bit for bit."""
     torch.compiler.reset()
     compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
