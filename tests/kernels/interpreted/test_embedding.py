@@ -152,6 +152,84 @@ def test_a_position_table_beyond_two_to_the_31_elements(monkeypatch: pytest.Monk
     assert torch.equal(in_full(value_embedding, position_N + 2**28)(*plain, far_PD), expected)
 
 
+FAR, FAR_WIDTH, BLOCK_B = 2**27, 16, 16  # so many rows of such a width have 2^31 elements
+
+
+@pytest.fixture
+def far_apart(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Launches become the first programs of a grid so large that a program's second tile starts ``FAR`` tokens on.
+
+    Or those from ``first`` on. So tokens between are never touched; their memory is reserved only.
+    """
+    from triton.runtime.interpreter import interpreter_builder
+
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+
+    def in_grid(block_n: int, first: int = 0) -> None:
+        def set_grid_idx(x: int, y: int, z: int) -> None:
+            interpreter_builder.grid_idx = (first + x, y, z)
+
+        def set_grid_dim(*_: int) -> None:
+            interpreter_builder.grid_dim = (FAR // block_n, 1, 1)
+
+        monkeypatch.setattr(interpreter_builder, "set_grid_idx", set_grid_idx)
+        monkeypatch.setattr(interpreter_builder, "set_grid_dim", set_grid_dim)
+
+    return in_grid
+
+
+def behind_far(rows: Tensor) -> Tensor:
+    """``rows`` behind ``FAR`` others, of which the first tiles are zeros."""
+    memory = torch.empty(FAR + len(rows), *rows.shape[1:], dtype=rows.dtype)
+    memory[:1_024], memory[FAR:] = 0, rows
+    return memory
+
+
+@interpreter_only
+def test_a_result_beyond_two_to_the_31_elements(far_apart: Callable[..., None]) -> None:
+    inputs, position_N = full_inputs(9, 10, FAR_WIDTH, torch.float16)
+    expected = in_full(value_embedding, position_N)(*inputs)
+    tiles = forward.forward_tiles(torch.float16, BLOCK_B, 90)
+    far_N, far_position_N = behind_far(inputs[0]), behind_far(position_N)
+    far_apart(tiles["BLOCK_N"])
+    with torch.no_grad():
+        out = in_full(value_embedding, far_position_N)(far_N, *inputs[1:])
+    assert torch.equal(out[FAR:], expected)
+
+
+@interpreter_only
+def test_shares_and_gradients_beyond_two_to_the_31_elements(far_apart: Callable[..., None]) -> None:
+    value_N, *weights = values_of(9), *embedding_weights(10, FAR_WIDTH, torch.float16)
+    affine_BK, mix_BI = forward.pack(*weights[:4], BLOCK_B)
+    grad_ND, dtype = torch.randn(9, FAR_WIDTH).half(), torch.float16
+    tiles = backward.backward_tiles(dtype, BLOCK_B, 90, True)
+
+    def shares(value_N: Tensor, share_NB: Tensor) -> Tensor:
+        scalars = (ALPHA, MASK, PAD, len(value_N), 10, 10)
+        blocks = backward.shares_tiles(dtype, BLOCK_B)
+        backward.shares_kernel[(1,)](value_N, affine_BK, mix_BI, share_NB, *scalars, **blocks)
+        return share_NB
+
+    def gradients(value_N: Tensor, share_NB: Tensor, grad_ND: Tensor, bins_programs: int) -> list[Tensor]:
+        """Of the discretisation by a program of so many, or (0) of the table."""
+        results = [torch.zeros(len(value_N)), torch.zeros(BLOCK_B, BLOCK_B + 16), torch.zeros(10, FAR_WIDTH)]
+        inputs = (value_N, share_NB, affine_BK, mix_BI, weights[4], grad_ND)
+        sizes = (len(value_N), 10, FAR_WIDTH, bins_programs)
+        backward.backward_kernel[(1,)](*inputs, *results, ALPHA, *sizes, **tiles)
+        return [results[0][-9:], *results[1:]]
+
+    share_NB = shares(value_N, torch.empty(9, BLOCK_B, dtype=dtype))
+    expected = [gradients(value_N, share_NB, grad_ND, programs) for programs in (1, 0)]
+    far_N, far_share_NB, far_grad_ND = (behind_far(x) for x in (value_N, torch.zeros_like(share_NB), grad_ND))
+    block_n = backward.shares_tiles(dtype, BLOCK_B)["BLOCK_N"]
+    far_apart(block_n, first=FAR // block_n)
+    assert torch.equal(shares(far_N, far_share_NB)[FAR:], share_NB)
+    far_apart(tiles["BLOCK_N"])
+    for programs, wanted in zip((FAR // tiles["BLOCK_N"], 0), expected, strict=True):
+        for ours, theirs in zip(gradients(far_N, far_share_NB, far_grad_ND, programs), wanted, strict=True):
+            assert torch.equal(ours, theirs)
+
+
 def test_only_what_is_needed_has_a_gradient() -> None:
     inputs, position_N = full_inputs(5, 10, 8, torch.float16)
     for index in (0, 5, 8):
