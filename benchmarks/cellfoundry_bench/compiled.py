@@ -38,6 +38,11 @@ class Resources:
     blocks: int
     warps: int
 
+    @property
+    def fits(self) -> bool:
+        """Whether no register spilled and one block at least can run."""
+        return not self.stack_bytes and self.blocks >= 1
+
 
 def compile_launch(launch: Launch, capability: int) -> Resources:
     """Compile a launch for a compute capability (80 is A100, 90 is H100 and H200); needs triton, no GPU."""

@@ -21,6 +21,7 @@ from twins import (
 )
 
 from cellfoundry_bench.kernels.inputs import split_heads
+from cellfoundry_bench.tune_favor import NAMES, Batch
 from cellfoundry_kernels import favor_attention
 from cellfoundry_kernels.favor import kernel, reference, tiles
 from cellfoundry_kernels.favor.blocks import (
@@ -271,6 +272,12 @@ def test_ops_and_their_compilation() -> None:
         torch.library.opcheck(
             kernel._backward, (grad, *(x.detach() for x in inputs), projection, weight, *saved)
         )
+
+
+def test_tuning_runs_the_pass_with_a_tile_of_its_own() -> None:
+    batch = Batch(16, FP32, DEVICE, cells=1, heads=1, positions=20)
+    for name in NAMES:
+        batch.work(name, tiles.Tile(16, 16, 8, 1))()
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 5, 5, 16), (2, 2, 0, 5, 16)], ids=["cells0", "queries0"])

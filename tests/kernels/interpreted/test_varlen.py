@@ -19,9 +19,12 @@ from twins import (
     with_gradients,
 )
 
+from cellfoundry_bench.compiled import Resources
 from cellfoundry_bench.kernels.inputs import packed_qkv
+from cellfoundry_bench.measure import seconds
 from cellfoundry_bench.ragged import cu_seqlens_of
-from cellfoundry_bench.tune_attention import tune
+from cellfoundry_bench.tune_attention import Batch
+from cellfoundry_bench.tuning import Entry, search
 from cellfoundry_kernels import varlen_attention
 from cellfoundry_kernels.launch import SMALL_SHARED_MEMORY
 from cellfoundry_kernels.varlen import kernel, reference, tiles
@@ -202,12 +205,12 @@ def test_the_schedule_holds_every_tile_once_and_long_cells_first(lengths: list[i
 
 def test_tuning_times_every_tile() -> None:
     candidates = [tiles.Tile(64, 64, 4, 2), tiles.Tile(128, 64, 8, 3)]
-    for name in kernel.KERNELS:
-        timed = tune(
-            name, 16, np.array([5, 3]), candidates, device=DEVICE, dtype=torch.float16, heads=1, rounds=1
-        )
-        assert [seconds for seconds, _ in timed] == sorted(seconds for seconds, _ in timed)
-        assert {sizes for _, sizes in timed} == set(candidates)
+    batch = Batch(np.array([5, 3]), 16, torch.float16, device=DEVICE, heads=1)
+    uses = [batch.use(name) for name in kernel.KERNELS]
+    any_fits = Resources(registers=128, stack_bytes=0, shared_bytes=0, blocks=1, warps=8)
+    timed = search(Entry("all", candidates, lambda tile: tile.rows, uses), lambda launch: any_fits, seconds)
+    assert sorted(spent for spent, _ in timed) == [spent for spent, _ in timed]
+    assert {sizes for _, sizes in timed} == set(candidates)
 
 
 def test_heads_wider_than_the_tables_are_refused() -> None:
