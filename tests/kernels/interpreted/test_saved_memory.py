@@ -16,7 +16,7 @@ from cellfoundry_model.decoder_context import draw_context
 from cellfoundry_training.plan.memory import activation_bytes
 from cellfoundry_training.plan.workload import Workload
 
-GENES, CELLS, EXPRESSED = 100, 6, 60
+GENES, CELLS, EXPRESSED = 100, 3, 60
 
 
 def saved_by_autograd(model: CellModel, rate: float | None) -> tuple[int, Workload]:
