@@ -8,7 +8,11 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 from cellfoundry_kernels.launch import Launch, all_published_launches
@@ -37,6 +41,11 @@ class Resources:
     shared_bytes: int
     blocks: int
     warps: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether no register spilled and one block at least can run."""
+        return not self.stack_bytes and self.blocks >= 1
 
 
 def compile_launch(launch: Launch, capability: int) -> Resources:
@@ -68,6 +77,31 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
             SHARED_KIB[capability][1] * 1024 // (shared + 1024)
         )  # the driver keeps 1 KiB of each block
     return Resources(registers, stack, shared, min(fits), min(fits) * warps)
+
+
+@contextmanager
+def compiled_in_parallel(
+    chosen: Iterable[tuple[Launch, int]],
+) -> Iterator[dict[tuple[str, int], Future[Resources]]]:
+    """What published launches compile to, by name and compute capability; two processes take them in this order."""
+    number = {
+        (launch.name, capability): place
+        for place, launch in enumerate(all_published_launches())
+        for capability in launch.capabilities
+    }
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        yield {
+            (launch.name, capability): pool.submit(
+                _compile_published, number[launch.name, capability], capability
+            )
+            for launch, capability in chosen
+        }
+        pool.shutdown(cancel_futures=True)
+
+
+def _compile_published(number: int, capability: int) -> Resources:
+    """A launch by its number, because kernels cannot be sent to a process."""
+    return compile_launch(all_published_launches()[number], capability)
 
 
 def _usage(cubin: bytes, tool: Path) -> str:

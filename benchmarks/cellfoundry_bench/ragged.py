@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Lengths = Sequence[int] | npt.NDArray[np.int64]
 
 # Genes per cell of the bundled pancreas donor (GSM2230757, 1,937 cells): its 0 %, 5 %, ... 100 % quantiles.
 GENES_PER_CELL = (
@@ -21,9 +25,9 @@ def real_lengths(cells: int, seed: int = 0) -> npt.NDArray[np.int64]:
     return np.interp(shares, quantiles, GENES_PER_CELL).round().astype(np.int64)
 
 
-def offsets(lengths: npt.NDArray[np.int64], device: str) -> Tensor:
-    """``cu_seqlens`` of cells with these token counts: int32, (cells + 1,)."""
-    return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device)
+def cu_seqlens_of(lengths: Lengths, device: str | None = None) -> Tensor:
+    """Where each of cells with these token counts starts, and the end: int32, (cells + 1,)."""
+    return torch.tensor([0, *lengths], device=device).cumsum(0).int()
 
 
 def synthetic_counts(cells: int, n_genes: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,9 +35,7 @@ def synthetic_counts(cells: int, n_genes: int, seed: int = 0) -> tuple[Tensor, T
     return counts_of_lengths(np.minimum(real_lengths(cells, seed), n_genes), n_genes, seed)
 
 
-def counts_of_lengths(
-    lengths: npt.NDArray[np.int64], n_genes: int, seed: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
+def counts_of_lengths(lengths: Lengths, n_genes: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """A CSR batch: indptr int64, gene ids int64 ascending in a cell, counts float32 >= 1.
 
     Counts are 1 + Poisson of a log-normal rate, which gives the long tail of real ones (mean about 3).

@@ -1,30 +1,32 @@
-"""Search FAVOR+'s tile sizes by what they compile to, and print candidates for ``cellfoundry_kernels.favor.tiles``.
+"""Time FAVOR+'s tiles on this GPU and print the tables of ``cellfoundry_kernels.favor.tiles``.
 
-    python -m cellfoundry_bench.tune_favor KERNEL --head-dim 64 --capability 90
-
-needs triton, no GPU, and a second or more a candidate. Those that spill or do not fit are left out; of the others the
-ones whose blocks keep the most positions of a multiprocessor in flight come first. Compile with every triton that is
-to be supported (the top of ``tests/kernels/test_triton_compile.py`` says how) and choose what is in all the lists.
-No clock has judged them.
+``python -m cellfoundry_bench.tune_favor`` compiles some 2,000 candidates, a second or more each, on all processors.
+What is timed is a whole pass, forward or backward, of 8 cells of 4,096 positions, in which one kernel's tile varies.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import get_args
 
 import torch
+from torch import Tensor
 
-from cellfoundry_bench.compiled import SHARED_KIB, Resources, compile_launch
+from cellfoundry_bench.kernels.inputs import split_heads
+from cellfoundry_bench.kernels.timing import Work
+from cellfoundry_bench.tuning import Entry, Use, by_head_dim, fastest, print_table
+from cellfoundry_kernels.favor.kernel import backward, forward
 from cellfoundry_kernels.favor.published import KERNELS, launch_with
-from cellfoundry_kernels.favor.tiles import Kernel, Tile, tile_for
+from cellfoundry_kernels.favor.tiles import Kernel, Tile, sizes_of
 
+NAMES: tuple[Kernel, ...] = get_args(Kernel)
+FORWARD: tuple[Kernel, ...] = ("key_sums", "queries")
 # Features of the presets' decoders by head dim.
 FEATURES = {16: 44, 32: 110, 64: 266}
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "single": torch.float32}
 CANDIDATES = {
     # The tensor cores take 16 rows at least.
     torch.bfloat16: [
@@ -46,47 +48,71 @@ def candidates(kernel: Kernel, dtype: torch.dtype) -> list[Tile]:
     return [tile for tile in CANDIDATES[dtype] if has_rests or tile.holds_rests]
 
 
-def search(
-    kernel: Kernel, head_dim: int, dtype: torch.dtype, capability: int, tiles: Iterable[Tile]
-) -> list[tuple[Tile, Resources]]:
-    """The tiles that compile without spills and fit, the most positions in flight first."""
-    found = []
-    for tile in tiles:
-        launch = launch_with(tile, kernel, FEATURES[head_dim], head_dim, dtype, capability)
-        used = compile_launch(launch, capability)
-        fits = used.shared_bytes <= SHARED_KIB[capability][0] * 1024 and used.blocks >= 1
-        if fits and not used.stack_bytes:
-            found.append((tile, used))
-    return sorted(found, key=lambda pair: (pair[0].positions * pair[1].blocks, pair[1].warps), reverse=True)
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of both passes, random, made when the first pass is timed."""
+
+    head_dim: int
+    dtype: torch.dtype
+    device: str = "cuda"
+    cells: int = 8
+    heads: int = 8
+    positions: int = 4_096
+
+    @cached_property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        """Queries, keys, values (C, H, P, K), the projection (M, K), and no weights."""
+        shape = (self.cells, self.heads, self.positions, self.head_dim)
+        q, k, v = (split_heads(*shape, self.dtype, self.device) for _ in "qkv")
+        return q, k, v, torch.randn(FEATURES[self.head_dim], self.head_dim, device=self.device), None
+
+    @cached_property
+    def results(self) -> tuple[Tensor, ...]:
+        """Of forward."""
+        return forward(*self.inputs)
+
+    def work(self, kernel: Kernel, tile: Tile) -> Work:
+        """The pass that a kernel is part of, with this tile of it and those in use of the others."""
+
+        def tile_of(name: Kernel, x_CHPK: Tensor) -> Tile:
+            return tile if name == kernel else sizes_of(name, x_CHPK)
+
+        if kernel in FORWARD:
+            return lambda: forward(*self.inputs, tile_of)
+        out_CHPK, *saved = self.results
+        return lambda: backward(out_CHPK, *self.inputs, tuple(saved), tile_of)
 
 
-def _counted(tiles: list[Tile]) -> Iterator[Tile]:
-    """The tiles, each told as it is taken."""
-    for number, tile in enumerate(tiles, start=1):
-        print(f"{number}/{len(tiles)}: {tile}", file=sys.stderr, flush=True)
-        yield tile
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Print what was found, the tile that is in use marked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("kernel", choices=get_args(Kernel))
-    parser.add_argument("--head-dim", type=int, choices=FEATURES, default=64)
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
-    parser.add_argument("--capability", type=int, choices=(80, 90), default=90)
-    asked = parser.parse_args(arguments)
-    dtype = DTYPES[asked.dtype]
-    used_now = tile_for(asked.kernel, dtype, asked.capability, asked.head_dim)
-    tiles = _counted(candidates(asked.kernel, dtype))
-    for tile, used in search(asked.kernel, asked.head_dim, dtype, asked.capability, tiles):
-        mark = "  <- in use" if tile == used_now else ""
-        print(
-            f"{tile}  # {used.registers} registers, {used.shared_bytes / 1024:.0f} KiB, {used.blocks} blocks{mark}",
-            flush=True,
+def entries(capability: int) -> Iterator[Entry[Tile]]:
+    """Every entry that the tables have for one device, by the names that ``table_text`` knows."""
+    for (table, dtype), kernel, head_dim in itertools.product(DTYPES.items(), NAMES, FEATURES):
+        launch = partial(
+            launch_with,
+            name=kernel,
+            features=FEATURES[head_dim],
+            head_dim=head_dim,
+            dtype=dtype,
+            capability=capability,
         )
+        uses = [Use(launch, partial(Batch(head_dim, dtype).work, kernel))]
+        yield Entry(f"{table} {kernel} {head_dim}", candidates(kernel, dtype), _positions, uses)
+
+
+def _positions(tile: Tile) -> int:
+    return tile.positions
+
+
+def table_text(tiles: dict[str, Tile], capability: int) -> str:
+    """The chosen tiles as rows of ``favor/tiles.py``'s tables: of BFLOAT16 this device's, then those of SINGLE."""
+
+    def row(table: str, kernel: Kernel) -> str:
+        return by_head_dim({head_dim: tiles[f"{table} {kernel} {head_dim}"] for head_dim in FEATURES})
+
+    return "\n".join(
+        [f'    ({capability}, "{kernel}"): {row("bfloat16", kernel)},' for kernel in NAMES]
+        + [f'    "{kernel}": {row("single", kernel)},' for kernel in NAMES]
+    )
 
 
 if __name__ == "__main__":
-    main()
+    print_table(lambda capability: table_text(fastest([*entries(capability)], capability), capability))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,15 @@ def test_packed_and_padded_do_the_same_work() -> None:
     torch.testing.assert_close(out_CHLK.transpose(1, 2)[is_token_CL], attention.ours(cells).call())
     row = model.packed_against_padded_row("tiny", np.array([5, 1, 9]), rounds=1)  # compares before it times
     assert row.ratio is not None
+
+
+def test_the_encoder_in_bf16_says_how_far_it_is_from_float32() -> None:
+    row = model.bf16_row("tiny", np.array([5, 1, 9]), rounds=1)
+    assert row.ratio is not None
+    said = re.search(r"RMS error (\S+), cosine of every token at least (\S+)$", row.note)
+    assert said is not None
+    assert 0 < float(said[1]) < 5e-3
+    assert float(said[2]) > 0.9999
 
 
 # Torch's own, while it traces vmap.

@@ -9,7 +9,10 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor
+from twins import relative_rms
 
+from cellfoundry_bench.kernels.inputs import packed_qkv
+from cellfoundry_bench.ragged import cu_seqlens_of
 from cellfoundry_kernels import (
     favor_attention,
     masked_mse,
@@ -19,14 +22,7 @@ from cellfoundry_kernels import (
     varlen_attention,
 )
 
-RelativeRms = Callable[[Tensor, Tensor], float]
 FP32_BOUND = 1e-5
-
-
-def cu_seqlens_of(lengths: list[int]) -> Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0).int()
-
-
 EmbeddingInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -54,9 +50,7 @@ def value_embedding_written_out(
     [(1, 10, 8), (50, 100, 24)],
     ids=["tokens1-bins10-d8-fp32", "tokens50-bins100-d24-fp32"],
 )
-def test_value_embedding_is_the_formula(
-    tokens: int, bins: int, width: int, relative_rms: RelativeRms
-) -> None:
+def test_value_embedding_is_the_formula(tokens: int, bins: int, width: int) -> None:
     inputs = embedding_inputs(tokens, bins, width, torch.float32)
     expected = value_embedding_written_out(*(x.double() for x in inputs))
     assert relative_rms(value_embedding(*inputs, alpha=0.7), expected) <= FP32_BOUND
@@ -119,10 +113,9 @@ def attention_written_out(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -
     ids=["cells1-len1-d8-fp32", "cells8-len500-d64-fp32", "cells6-ragged-d16-fp32"],
 )
 def test_varlen_attention_is_softmax_attention_in_each_cell(
-    lengths: list[int], heads: int, head_dim: int, relative_rms: RelativeRms
+    lengths: list[int], heads: int, head_dim: int
 ) -> None:
-    # One packed projection: q, k and v are strided views, as in the model.
-    q, k, v = torch.randn(sum(lengths), 3, heads, head_dim).unbind(1)
+    q, k, v = packed_qkv(sum(lengths), heads, head_dim, torch.float32)
     cu_seqlens = cu_seqlens_of(lengths)
     expected = attention_written_out(q.double(), k.double(), v.double(), cu_seqlens)
     out = varlen_attention(q, k, v, cu_seqlens, max(lengths))
@@ -191,7 +184,7 @@ def favor_written_out(q: Tensor, k: Tensor, v: Tensor, projection: Tensor) -> Te
     ids=["cells1-len1-d8-fp32", "cells3-len70-d16-fp32", "cells2-len500-d64-fp32"],
 )
 def test_favor_attention_and_its_gradients_are_the_formula(
-    cells: int, heads: int, positions: int, head_dim: int, relative_rms: RelativeRms
+    cells: int, heads: int, positions: int, head_dim: int
 ) -> None:
     projection = torch.randn(int(head_dim * math.log(head_dim)), head_dim)
     inputs = [torch.randn(cells, heads, positions, head_dim) for _ in range(3)]
@@ -210,14 +203,14 @@ def test_favor_attention_and_its_gradients_are_the_formula(
         assert relative_rms(ours.grad, theirs.grad) <= FP32_BOUND
 
 
-def test_favor_attention_of_large_inputs_neither_overflows_nor_vanishes(relative_rms: RelativeRms) -> None:
+def test_favor_attention_of_large_inputs_neither_overflows_nor_vanishes() -> None:
     projection = torch.randn(16, 8)
     q, k, v = (10 * torch.randn(2, 2, 60, 8) for _ in range(3))
     expected = favor_written_out(q.double(), k.double(), v.double(), projection.double())
     assert relative_rms(favor_attention(q, k, v, projection), expected) <= FP32_BOUND
 
 
-def test_favor_attention_does_not_depend_on_the_company(relative_rms: RelativeRms) -> None:
+def test_favor_attention_does_not_depend_on_the_company() -> None:
     projection = torch.randn(16, 8)
     q, k, v = (torch.randn(3, 2, 40, 8) for _ in range(3))
     k[0] *= 10  # a neighbour with far larger keys
@@ -225,7 +218,7 @@ def test_favor_attention_does_not_depend_on_the_company(relative_rms: RelativeRm
     assert relative_rms(favor_attention(q, k, v, projection)[1:2], alone) <= 1e-6
 
 
-def test_favor_attention_keeps_half_precision_outside_only(relative_rms: RelativeRms) -> None:
+def test_favor_attention_keeps_half_precision_outside_only() -> None:
     projection = torch.randn(16, 8)
     q, k, v = (torch.randn(1, 2, 40, 8).bfloat16() for _ in range(3))
     out = favor_attention(q, k, v, projection)

@@ -10,12 +10,15 @@ Another triton than the installed one is tested from a folder of its own, which 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import Future
+
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton exists on Linux only")
 
-from cellfoundry_bench.compiled import SHARED_KIB, compile_launch
+from cellfoundry_bench.compiled import SHARED_KIB, Resources, compile_launch, compiled_in_parallel
 from cellfoundry_kernels.launch import Launch, all_published_launches
 from cellfoundry_kernels.varlen.kernel import KERNELS, launch_of
 from cellfoundry_kernels.varlen.tiles import Kernel, tile_for
@@ -27,9 +30,22 @@ COMPILED = [
 ]
 
 
+@pytest.fixture(scope="module")
+def compiled(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, int], Future[Resources]]]:
+    """Of the selected tests; in parallel, because together they take three minutes of a processor."""
+    here = [
+        item for item in request.session.items if item.path == request.path and "launch" in item.fixturenames
+    ]
+    chosen = [(item.callspec.params["launch"], item.callspec.params["capability"]) for item in here]
+    with compiled_in_parallel(chosen) as found:
+        yield found
+
+
 @pytest.mark.parametrize(("launch", "capability"), COMPILED)
-def test_compiles_without_spills(launch: Launch, capability: int) -> None:
-    resources = compile_launch(launch, capability)
+def test_compiles_without_spills(
+    launch: Launch, capability: int, compiled: dict[tuple[str, int], Future[Resources]]
+) -> None:
+    resources = compiled[launch.name, capability].result()
     assert resources.stack_bytes == 0
     assert resources.shared_bytes <= SHARED_KIB[capability][0] * 1024
     assert resources.blocks >= 1

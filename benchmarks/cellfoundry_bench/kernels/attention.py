@@ -20,7 +20,7 @@ from cellfoundry_bench.kernels.bars import not_measured
 from cellfoundry_bench.kernels.inputs import dtype_on, packed_qkv
 from cellfoundry_bench.kernels.timing import ROUNDS, Cost, Work, compare_on, rotated
 from cellfoundry_bench.measure import Comparison
-from cellfoundry_bench.ragged import offsets, real_lengths
+from cellfoundry_bench.ragged import cu_seqlens_of, real_lengths
 from cellfoundry_bench.results import Row
 
 HEADS, HEAD_DIM = 12, 64
@@ -64,7 +64,7 @@ class Ragged:
         """Random inputs; the same seed gives the same."""
         generator = torch.Generator().manual_seed(seed)
         qkv = packed_qkv(int(lengths.sum()), heads, HEAD_DIM, dtype_on(device), device, generator)
-        return cls(*qkv, offsets(lengths, device), int(lengths.max()))
+        return cls(*qkv, cu_seqlens_of(lengths, device), int(lengths.max()))
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cellfoundry_bench.compiled import Resources, compile_launch
+from cellfoundry_bench.compiled import Resources, compiled_in_parallel
 from cellfoundry_bench.results import Row
 from cellfoundry_kernels.launch import Launch, all_published_launches
 
@@ -12,11 +12,13 @@ WARPS_PER_SM = 64
 
 def compile_rows() -> list[Row]:
     """One row a launch and device: registers of a thread, with spills, shared memory and occupancy beside them."""
-    return [
-        _row(launch, compile_launch(launch, capability), capability)
-        for launch in all_published_launches()
-        for capability in launch.capabilities
+    chosen = [
+        (launch, capability) for launch in all_published_launches() for capability in launch.capabilities
     ]
+    with compiled_in_parallel(chosen) as found:
+        return [
+            _row(launch, found[launch.name, capability].result(), capability) for launch, capability in chosen
+        ]
 
 
 def _row(launch: Launch, found: Resources, capability: int) -> Row:

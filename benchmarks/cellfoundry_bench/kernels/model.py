@@ -1,4 +1,4 @@
-"""The model of the published shape: one encoder layer, a whole training step, and packed against padded on a CPU.
+"""The model of the published shape: one encoder layer, a whole training step; on a CPU packed against padded, and bf16.
 
 Shape legend: N tokens over all cells, C cells, L longest cell, D width, P positions.
 """
@@ -15,11 +15,11 @@ from cellfoundry_bench.kernels.bars import not_measured
 from cellfoundry_bench.kernels.ops import masking_seconds
 from cellfoundry_bench.kernels.timing import ROUNDS, Roofline, compare_on, median_device_seconds
 from cellfoundry_bench.one_cell_loop import torch_layer
-from cellfoundry_bench.ragged import offsets, real_lengths, synthetic_counts
+from cellfoundry_bench.ragged import cu_seqlens_of, real_lengths, synthetic_counts
 from cellfoundry_bench.results import Row
 from cellfoundry_kernels import MaskedCells, mask_cells, masked_mse
 from cellfoundry_model.architecture import CellModel
-from cellfoundry_model.encoder import EncoderLayer
+from cellfoundry_model.encoder import Encoder, EncoderLayer
 from cellfoundry_model.flops import decoder_flops, encoder_flops
 from cellfoundry_model.presets import PRESETS
 
@@ -35,7 +35,7 @@ def encoder_layer_rows(cells: int, device: str, roofline: Roofline | None) -> li
     x_ND = torch.randn(
         int(lengths.sum()), config.encoder_width, device=device, dtype=torch.bfloat16, requires_grad=True
     )
-    cu_seqlens, longest = offsets(lengths, device), int(lengths.max())
+    cu_seqlens, longest = cu_seqlens_of(lengths, device), int(lengths.max())
 
     def work() -> None:
         layer(x_ND, cu_seqlens, longest).backward(x_ND.detach())
@@ -87,28 +87,64 @@ def step_flops(masked: MaskedCells) -> int:
 
 def packed_against_padded_row(preset: str, lengths: np.ndarray, rounds: int = ROUNDS) -> Row:
     """The encoder over packed cells against torch's own layers on the batch padded to the longest cell; CPU."""
-    torch.manual_seed(0)
-    model = CellModel(PRESETS[preset]).eval()
-    cu_seqlens, longest = offsets(lengths, "cpu"), int(lengths.max())
-    x_ND = torch.randn(int(lengths.sum()), PRESETS[preset].encoder_width)
-    layers = [torch_layer(layer) for layer in model.encoder.layers if isinstance(layer, EncoderLayer)]
+    encoder, x_ND, cu_seqlens, longest = _packed_encoder(preset, lengths)
+    layers = [torch_layer(layer) for layer in encoder.layers if isinstance(layer, EncoderLayer)]
     is_token_CL = torch.arange(longest) < cu_seqlens.diff().long()[:, None]
     padded_CLD = x_ND.new_zeros(len(lengths), longest, x_ND.shape[1])
     padded_CLD[is_token_CL] = x_ND
 
     def packed() -> Tensor:
-        return model.encoder(x_ND, cu_seqlens, longest)
+        return encoder(x_ND, cu_seqlens, longest)
 
     def padded() -> Tensor:
         y_CLD = padded_CLD
         for layer in layers:
             y_CLD = layer(y_CLD, src_key_padding_mask=~is_token_CL)
-        return model.encoder.norm(y_CLD)
+        return encoder.norm(y_CLD)
 
     with torch.inference_mode():
         torch.testing.assert_close(padded()[is_token_CL], packed(), rtol=0, atol=1e-4)
         timed = compare_on("cpu", packed, padded, rounds)
-    note = f"{len(lengths)} real cells, {lengths.min()} to {longest} tokens, {torch.get_num_threads()} threads, float32"
+    note = f"{_cells_note(lengths)}, float32"
     return timed.rate_row(
         f"encoder, {preset}", len(lengths), "cells/s", "torch layers on the padded batch", bar=1.5, note=note
     )
+
+
+def bf16_row(preset: str, lengths: np.ndarray, rounds: int = ROUNDS) -> Row:
+    """The packed encoder in bf16, under autocast as the Embedder runs it, against itself in float32; CPU.
+
+    Without a bar: the gain is what the processor's instructions for bf16 give.
+    """
+    encoder, x_ND, cu_seqlens, longest = _packed_encoder(preset, lengths)
+
+    def exact() -> Tensor:
+        return encoder(x_ND, cu_seqlens, longest)
+
+    def low() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return encoder(x_ND, cu_seqlens, longest)
+
+    with torch.inference_mode():
+        expected_ND = exact()
+        error_ND = low().float() - expected_ND
+        timed = compare_on("cpu", low, exact, rounds)
+    error = float(error_ND.square().mean().sqrt() / expected_ND.square().mean().sqrt())
+    cosine = float(torch.cosine_similarity(expected_ND + error_ND, expected_ND).min())
+    note = (
+        f"{_cells_note(lengths)}; relative RMS error {error:.1e}, cosine of every token at least {cosine:.6f}"
+    )
+    return timed.rate_row(f"encoder in bf16, {preset}", len(lengths), "cells/s", "ours in float32", note=note)
+
+
+def _packed_encoder(preset: str, lengths: np.ndarray) -> tuple[Encoder, Tensor, Tensor, int]:
+    """A preset's encoder, random tokens (N, D) of cells of these lengths, their bounds and the longest."""
+    torch.manual_seed(0)
+    encoder = CellModel(PRESETS[preset]).eval().encoder
+    x_ND = torch.randn(int(lengths.sum()), PRESETS[preset].encoder_width)
+    return encoder, x_ND, cu_seqlens_of(lengths, "cpu"), int(lengths.max())
+
+
+def _cells_note(lengths: np.ndarray) -> str:
+    cells = f"{len(lengths)} real cells, {lengths.min()} to {lengths.max()} tokens"
+    return f"{cells}, {torch.get_num_threads()} threads"

@@ -19,6 +19,7 @@ from cellfoundry_bench.kernels.attention import (
 )
 from cellfoundry_bench.kernels.curves import all_curves
 from cellfoundry_bench.kernels.model import (
+    bf16_row,
     encoder_layer_rows,
     packed_against_padded_row,
     training_step_rows,
@@ -46,6 +47,7 @@ def run() -> SuiteResult:
     rows += training_step_rows(16, device, roofline)
     if not cuda:
         rows += [packed_against_padded_row(preset, cell_lengths(64), rounds=3) for preset in ("tiny", "3m")]
+        rows += [bf16_row(preset, cell_lengths(16), rounds=3) for preset in ("tiny", "3m", "10m")]
     rows += _compile_rows()
     return SuiteResult(rows, all_curves(device, roofline))
 

@@ -33,6 +33,7 @@ from cellfoundry_kernels.favor.blocks import (
     sums_as_column,
     zero_sums,
 )
+from cellfoundry_kernels.favor.splits import take_split
 
 
 @triton.jit
@@ -97,10 +98,7 @@ def backward_keys_kernel(
     HOLDS_RESTS: tl.constexpr,
 ) -> None:
     """DK and dV of one split of one head's keys; the strides ``grad`` are those of both."""
-    group = (tl.program_id(0) // cell_splits).to(tl.int64)
-    cell, head = group // heads, group % heads
-    first = (tl.program_id(0) % cell_splits) * split_positions
-    last = tl.minimum(first + split_positions, positions)
+    group, cell, head, first, last = take_split(heads, positions, split_positions, cell_splits)
     k_ptr += cell * k_cell + head * k_head
     v_ptr += cell * v_cell + head * v_head
     grad_k_ptr += cell * grad_cell + head * grad_head

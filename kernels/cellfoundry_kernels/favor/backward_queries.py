@@ -32,6 +32,7 @@ from cellfoundry_kernels.favor.blocks import (
     sums_as_column,
     zero_sums,
 )
+from cellfoundry_kernels.favor.splits import take_split
 
 # Shares times 2^12 stay below 16,384 with the room that rows are divided by: float16 keeps shares down to 1.5e-8
 # with all its bits, and some down to 1.5e-11.
@@ -79,10 +80,7 @@ def backward_queries_kernel(
     HOLDS_RESTS: tl.constexpr,
 ) -> None:
     """DQ and ``d`` of one split of one head's queries."""
-    group = (tl.program_id(0) // cell_splits).to(tl.int64)
-    cell, head = group // heads, group % heads
-    first = (tl.program_id(0) % cell_splits) * split_positions
-    last = tl.minimum(first + split_positions, positions)
+    group, cell, head, first, last = take_split(heads, positions, split_positions, cell_splits)
     q_ptr += cell * q_cell + head * q_head
     grad_out_ptr += cell * grad_cell + head * grad_head
     grad_q_ptr += cell * grad_q_cell + head * grad_q_head

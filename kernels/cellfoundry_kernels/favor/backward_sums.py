@@ -24,10 +24,10 @@ from cellfoundry_kernels.favor.blocks import (
     load_full_blocks,
     load_rows,
     power_of_two,
-    sums_as_column,
     zero_block_sums,
     zero_blocks,
 )
+from cellfoundry_kernels.favor.splits import add_splits, store_sums, take_split
 
 
 @triton.jit
@@ -66,11 +66,7 @@ def gradient_sums_kernel(
     A feature's exponentials are over the denominator, and so is the constant feature's 1. In float32 a program has
     one block of the features, the tail, instead of all.
     """
-    program = tl.program_id(0).to(tl.int64)
-    group = program // cell_splits
-    cell, head = group // heads, group % heads
-    first = (tl.program_id(0) % cell_splits) * split_positions
-    last = tl.minimum(first + split_positions, positions)
+    group, cell, head, first, last = take_split(heads, positions, split_positions, cell_splits)
     q_ptr += cell * q_cell + head * q_head
     grad_out_ptr += cell * grad_cell + head * grad_head
     rows_ptr += group * positions * 3
@@ -108,18 +104,10 @@ def gradient_sums_kernel(
         sum_KM = add_weighted_columns(sum_KM, share_NM, grad_NK, PRECISION)
         slope_NM += share_NM * delta_N[:, None]
 
-    sums_ptr += program * PADDED_M * CHANNELS
-    slopes_ptr += program * PADDED_M
-    column_K = tl.arange(0, BLOCK_K)
-    is_column_K = column_K < CHANNELS
-    offset_KM = column_K[:, None] + feature_M[None, :] * CHANNELS
-    tl.store(sums_ptr + offset_KM, sum_KM, mask=is_column_K[:, None])
-    tl.store(slopes_ptr + feature_M, tl.sum(slope_NM, 0))
-    for block in tl.static_range(FULL):
-        feature_M = block * BLOCK_M + tl.arange(0, BLOCK_M)
-        offset_MK = feature_M[:, None] * CHANNELS + column_K[None, :]
-        tl.store(sums_ptr + offset_MK, sums[block], mask=is_column_K[None, :])
-        tl.store(slopes_ptr + feature_M, sums_as_column(slopes[block], PRECISION))
+    store_sums(
+        sums_ptr, slopes_ptr, sums, slopes, sum_KM, slope_NM, feature_M, FULL, BLOCK_M, PADDED_M, CHANNELS, BLOCK_K,
+        PRECISION,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -151,18 +139,9 @@ def gradient_context_kernel(
     is_value_MD = is_feature_M[:, None] & is_column_D[None, :]
     offset_MD = feature_M[:, None] * CHANNELS + column_D[None, :]
 
-    sum_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    slope_M = tl.zeros([BLOCK_M], tl.float32)
-    value_D = tl.zeros([BLOCK_D], tl.float32)
-    total = tl.zeros([], tl.float32)
-    for split in range(cell_splits):
-        program = group * cell_splits + split
-        sum_MD += tl.load(sums_ptr + program * PADDED_M * CHANNELS + offset_MD, mask=is_value_MD, other=0.0)
-        slope_M += tl.load(slopes_ptr + program * PADDED_M + feature_M, mask=is_feature_M, other=0.0)
-        constant = program * PADDED_M + FEATURES
-        value_D += tl.load(sums_ptr + constant * CHANNELS + column_D, mask=is_column_D, other=0.0)
-        total += tl.load(slopes_ptr + constant)
-
+    sum_MD, slope_M, value_D, total = add_splits(
+        sums_ptr, slopes_ptr, group, cell_splits, feature_M, column_D, FEATURES, CHANNELS, PADDED_M
+    )
     log_mass_M = tl.load(log_mass_ptr + group * FEATURES + feature_M, mask=is_feature_M, other=0.0)
     mass_M = tl.where(is_feature_M, tl.math.exp2(log_mass_M), 0.0)
     grad_MD = tl.where(is_value_MD, sum_MD + epsilon * value_D[None, :], 0.0)

@@ -33,10 +33,10 @@ from cellfoundry_kernels.favor.blocks import (
     load_full_blocks,
     load_rows,
     power_of_two,
-    sums_as_column,
     zero_block_sums,
     zero_blocks,
 )
+from cellfoundry_kernels.favor.splits import add_splits, store_sums, take_split
 
 
 @triton.jit
@@ -91,10 +91,7 @@ def key_sums_kernel(
 
     In float32 a program has one block of the features, the tail, instead of all.
     """
-    program = tl.program_id(0).to(tl.int64)
-    cell, head = program // cell_splits // heads, program // cell_splits % heads
-    first = (tl.program_id(0) % cell_splits) * split_positions
-    last = tl.minimum(first + split_positions, positions)
+    _, cell, head, first, last = take_split(heads, positions, split_positions, cell_splits)
     k_ptr += cell * k_cell + head * k_head
     v_ptr += cell * v_cell + head * v_head
     projection = load_full_blocks(projection_ptr, FEATURES, FULL, BLOCK_M, TAIL_M, CHANNELS, BLOCK_K)
@@ -145,21 +142,13 @@ def key_sums_kernel(
         sum_KM = add_weighted_columns(sum_KM, exponential_NM, v_NK, PRECISION)
         mass_NM += exponential_NM
 
-    sums_ptr += program * PADDED_M * CHANNELS
-    masses_ptr += program * PADDED_M
-    column_K = tl.arange(0, BLOCK_K)
-    is_column_K = column_K < CHANNELS
-    offset_KM = column_K[:, None] + feature_M[None, :] * CHANNELS
-    tl.store(sums_ptr + offset_KM, sum_KM, mask=is_column_K[:, None])
-    tl.store(masses_ptr + feature_M, tl.sum(mass_NM, 0))
+    store_sums(
+        sums_ptr, masses_ptr, sums, masses, sum_KM, mass_NM, feature_M, FULL, BLOCK_M, PADDED_M, CHANNELS, BLOCK_K,
+        PRECISION,
+    )  # fmt: skip
     top = tl.max(tl.where(feature_M < FEATURES, tl.max(top_NM, 0), float("-inf")), 0)
     top = tl.maximum(top, tl.max(top_M, 0))
-    for block in tl.static_range(FULL):
-        feature_M = block * BLOCK_M + tl.arange(0, BLOCK_M)
-        offset_MK = feature_M[:, None] * CHANNELS + column_K[None, :]
-        tl.store(sums_ptr + offset_MK, sums[block], mask=is_column_K[None, :])
-        tl.store(masses_ptr + feature_M, sums_as_column(masses[block], PRECISION))
-    tops_ptr += 2 * (program * tl.num_programs(1) + tl.program_id(1))
+    tops_ptr += 2 * (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1))
     tl.store(tops_ptr, top * scale)
     tl.store(tops_ptr + 1, shift)
 
@@ -203,19 +192,9 @@ def context_kernel(
         top = tl.load(first_top_ptr + 2 * other, mask=other < cell_programs, other=float("-inf"))
         stabilizer = tl.maximum(stabilizer, tl.max(top, 0))
 
-    sum_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    sum_mass_M = tl.zeros([BLOCK_M], tl.float32)
-    value_D = tl.zeros([BLOCK_D], tl.float32)
-    weight = tl.zeros([], tl.float32)
-    for split in range(cell_splits):
-        program = group * cell_splits + split
-        offset_MD = feature_M[:, None] * CHANNELS + column_D[None, :]
-        sum_MD += tl.load(sums_ptr + program * PADDED_M * CHANNELS + offset_MD, mask=is_value_MD, other=0.0)
-        sum_mass_M += tl.load(masses_ptr + program * PADDED_M + feature_M, mask=is_feature_M, other=0.0)
-        constant = program * PADDED_M + FEATURES
-        value_D += tl.load(sums_ptr + constant * CHANNELS + column_D, mask=is_column_D, other=0.0)
-        weight += tl.load(masses_ptr + constant)
-
+    sum_MD, sum_mass_M, value_D, weight = add_splits(
+        sums_ptr, masses_ptr, group, cell_splits, feature_M, column_D, FEATURES, CHANNELS, PADDED_M
+    )
     rescale = tl.math.exp2(tl.load(tops_ptr + 1) - stabilizer)
     key_mass_M = sum_mass_M * rescale
     mass_M = tl.where(is_feature_M, key_mass_M + epsilon * weight, 0.0)

@@ -24,6 +24,7 @@ from cellfoundry_kernels.favor.blocks import (
     load_rows,
     store_rows,
 )
+from cellfoundry_kernels.favor.splits import take_split
 
 
 @triton.jit
@@ -82,10 +83,7 @@ def queries_kernel(
     ``rows`` is, for backward, the log2 of what a query's exponentials are divided by, 1 over the denominator, and
     the query's largest product.
     """
-    group = (tl.program_id(0) // cell_splits).to(tl.int64)
-    cell, head = group // heads, group % heads
-    first = (tl.program_id(0) % cell_splits) * split_positions
-    last = tl.minimum(first + split_positions, positions)
+    group, cell, head, first, last = take_split(heads, positions, split_positions, cell_splits)
     q_ptr += cell * q_cell + head * q_head
     out_ptr += cell * out_cell + head * out_head
     context_ptr += group * FEATURES * CHANNELS

@@ -36,6 +36,7 @@ from cellfoundry_kernels.favor.reference import FAVOR_EPSILON
 from cellfoundry_kernels.favor.tiles import (
     LOG2_E,
     REDUCE_COLUMNS,
+    TileOf,
     constants,
     empty_heads_inside,
     operand_dtype,
@@ -59,6 +60,18 @@ def _forward(
     q_CHQK: Tensor, k_CHPK: Tensor, v_CHPK: Tensor, projection_MK: Tensor, weight_CP: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Output (C, H, Q, K) and what backward needs: rows of ``queries_kernel``, results of ``context_kernel``."""
+    return forward(q_CHQK, k_CHPK, v_CHPK, projection_MK, weight_CP)
+
+
+def forward(
+    q_CHQK: Tensor,
+    k_CHPK: Tensor,
+    v_CHPK: Tensor,
+    projection_MK: Tensor,
+    weight_CP: Tensor | None,
+    tile_of: TileOf = sizes_of,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As the op, with tiles of the caller's choice."""
     results = _forward_like(q_CHQK, v_CHPK, projection_MK)
     out_CHQK, rows_CHQX, context_CHMK, log_mass_CHM, columns_CHXK, scalars_CHX = results
     cells, heads, queries, head_dim = q_CHQK.shape
@@ -70,7 +83,7 @@ def _forward(
     features, positions, groups = len(projection_MK), k_CHPK.shape[2], cells * heads
     scales = _scales(head_dim)
 
-    sizes = sizes_of("key_sums", k_CHPK)
+    sizes = tile_of("key_sums", k_CHPK)
     cell_splits, split_positions = splits(groups, positions, sizes)
     programs, padded = groups * cell_splits, sums_features(features, k_CHPK.dtype, sizes)
     parts = sums_parts(features, k_CHPK.dtype, sizes)
@@ -91,7 +104,7 @@ def _forward(
         **reduce_constants(features, head_dim, k_CHPK.dtype, sizes),
         **reduce_options(features),
     )
-    sizes = sizes_of("queries", q_CHQK)
+    sizes = tile_of("queries", q_CHQK)
     cell_splits, split_positions = splits(groups, queries, sizes)
     queries_kernel[(groups * cell_splits,)](
         *(q_CHQK, out_CHQK, rows_CHQX, rounded_MK),
@@ -163,6 +176,22 @@ def _backward(
     scalars_CHX: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values."""
+    saved = (rows_CHQX, context_CHMK, log_mass_CHM, columns_CHXK, scalars_CHX)
+    return backward(grad_CHQK, q_CHQK, k_CHPK, v_CHPK, projection_MK, weight_CP, saved)
+
+
+def backward(
+    grad_CHQK: Tensor,
+    q_CHQK: Tensor,
+    k_CHPK: Tensor,
+    v_CHPK: Tensor,
+    projection_MK: Tensor,
+    weight_CP: Tensor | None,
+    saved: tuple[Tensor, ...],
+    tile_of: TileOf = sizes_of,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As the op, with tiles of the caller's choice; ``saved`` is what forward gave behind its output."""
+    rows_CHQX, context_CHMK, log_mass_CHM, columns_CHXK, scalars_CHX = saved
     grads = grad_q_CHQK, grad_k_CHPK, grad_v_CHPK = _backward_like(q_CHQK, k_CHPK, v_CHPK)
     cells, heads, queries, head_dim = q_CHQK.shape
     if not cells * heads * queries:
@@ -174,7 +203,7 @@ def _backward(
     features, positions, groups = len(projection_MK), k_CHPK.shape[2], cells * heads
     (scale, half), root = _scales(head_dim), head_dim**-0.25
 
-    sizes = sizes_of("backward_queries", q_CHQK)
+    sizes = tile_of("backward_queries", q_CHQK)
     cell_splits, split_positions = splits(groups, queries, sizes)
     delta = scalars_CHX.new_empty(groups, queries)
     backward_queries_kernel[(groups * cell_splits,)](
@@ -189,7 +218,7 @@ def _backward(
         HOLDS_RESTS=sizes.holds_rests,
         **sizes.options,
     )
-    sizes = sizes_of("gradient_sums", q_CHQK)
+    sizes = tile_of("gradient_sums", q_CHQK)
     cell_splits, split_positions = splits(groups, queries, sizes)
     programs, padded = groups * cell_splits, sums_features(features, q_CHQK.dtype, sizes)
     sums, slopes = delta.new_empty(programs, padded, head_dim), delta.new_empty(programs, padded)
@@ -210,7 +239,7 @@ def _backward(
         **reduce_constants(features, head_dim, q_CHQK.dtype, sizes),
         **reduce_options(features),
     )
-    sizes = sizes_of("backward_keys", k_CHPK)
+    sizes = tile_of("backward_keys", k_CHPK)
     cell_splits, split_positions = splits(groups, positions, sizes)
     backward_keys_kernel[(groups * cell_splits,)](
         *(k_CHPK, v_CHPK, weight_CP, grad_k_CHPK, grad_v_CHPK),

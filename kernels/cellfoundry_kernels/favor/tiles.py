@@ -1,7 +1,7 @@
 """Sizes of the FAVOR+ launches: tiles by device, feature blocks, and how positions are split among programs.
 
 The tiles come from what the kernels compile to (registers, shared memory, no spills), not from a clock;
-``cellfoundry_bench.tune_favor`` searches.
+``python -m cellfoundry_bench.tune_favor`` times candidates on a GPU and prints the tables to put here.
 
 Shape legend: C cells, H heads, P positions, K head dim, M features.
 """
@@ -9,6 +9,7 @@ Shape legend: C cells, H heads, P positions, K head dim, M features.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -219,6 +220,9 @@ def splits(groups: int, positions: int, sizes: Tile) -> tuple[int, int]:
     wanted = max(1, min(PROGRAMS // max(groups, 1), positions // LEAST_POSITIONS))
     length = triton.cdiv(triton.cdiv(positions, wanted), sizes.positions) * sizes.positions
     return triton.cdiv(positions, length), length
+
+
+TileOf = Callable[[Kernel, Tensor], Tile]
 
 
 def sizes_of(kernel: Kernel, x_CHPK: Tensor) -> Tile:

@@ -2,7 +2,7 @@
 
 The entries come from what the kernels compile to (registers, shared memory, blocks a multiprocessor holds, no
 spills), not from a clock. ``python -m cellfoundry_bench.tune_attention`` times candidates on a GPU and prints
-the entries to put here.
+the tables to put here.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from twins import (
     with_gradients,
 )
 
+from cellfoundry_bench.kernels.inputs import embedding_weights, expression_values
 from cellfoundry_kernels import value_embedding
 from cellfoundry_kernels.embedding import backward, backward_exact, forward, kernel, reference
 
@@ -24,16 +25,9 @@ ALPHA, MASK, PAD, POSITIONS = 0.7, 102.0, 103.0, 20
 Op = Callable[..., Tensor]
 
 
-def weights_of(bins: int, width: int, dtype: torch.dtype) -> list[Tensor]:
-    """The two layers as torch initialises a Linear, and the table."""
-    layers = [(bins, 1, 1), (bins, 1), (bins, bins, bins), (bins, bins)]
-    uniform = [(2 * torch.rand(shape) - 1) / fan_in**0.5 for *shape, fan_in in layers]
-    return [x.to(dtype) for x in (*uniform, torch.randn(bins, width))]
-
-
 def values_of(tokens: int) -> Tensor:
     """Values of cells, a mask and a pad value among them."""
-    value_N = 10 * torch.rand(tokens)
+    value_N = expression_values(tokens)
     value_N[1::7], value_N[2::11] = MASK, PAD
     return value_N
 
@@ -52,7 +46,7 @@ def in_full(op: Op, position_N: Tensor) -> Op:
 def full_inputs(tokens: int, bins: int, width: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
     """Tensors of ``in_full``, and positions, of which every one is asked for by several tokens or none."""
     rows = [torch.randn(shape, width).to(dtype) for shape in (1, 1, POSITIONS)]
-    return [values_of(tokens), *weights_of(bins, width, dtype), *rows], torch.randint(
+    return [values_of(tokens), *embedding_weights(bins, width, dtype), *rows], torch.randint(
         0, POSITIONS - 1, (tokens,)
     )
 
@@ -85,7 +79,7 @@ def test_value_embedding(dtype: torch.dtype, tokens: int, bins: int, width: int)
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_value_without_rows_of_its_own_or_a_position(dtype: torch.dtype) -> None:
-    inputs, grad = [torch.tensor([MASK / 20]), *weights_of(10, 8, dtype)], torch.randn(1, 8).to(dtype)
+    inputs, grad = [torch.tensor([MASK / 20]), *embedding_weights(10, 8, dtype)], torch.randn(1, 8).to(dtype)
     ours, low = (
         with_gradients(lambda *x, op=op: op(*x, ALPHA), inputs, grad)
         for op in (value_embedding, reference.value_embedding)
@@ -98,7 +92,7 @@ def test_one_value_without_rows_of_its_own_or_a_position(dtype: torch.dtype) -> 
 
 def test_the_kernels_of_backward_are_exact_in_float32_too() -> None:
     """They run in half precision only; what they compute beyond its rounding shows in float32."""
-    value_N, *weights = [values_of(450), *weights_of(20, 24, torch.float32)]
+    value_N, *weights = [values_of(450), *embedding_weights(20, 24, torch.float32)]
     table_RD, grad_ND = torch.cat([weights.pop(), torch.randn(2, 24)]), torch.randn(450, 24)
     _, *packed = kernel._forward(value_N, *weights, table_RD, None, None, ALPHA, MASK, PAD)
     (ours_BC, *ours), (wanted_BC, *wanted) = (
@@ -156,6 +150,84 @@ def test_a_position_table_beyond_two_to_the_31_elements(monkeypatch: pytest.Monk
     far_PD = torch.empty(2**28 + POSITIONS, 8, dtype=torch.float16)
     far_PD[2**28 :] = table_PD
     assert torch.equal(in_full(value_embedding, position_N + 2**28)(*plain, far_PD), expected)
+
+
+FAR, FAR_WIDTH, BLOCK_B = 2**27, 16, 16  # so many rows of such a width have 2^31 elements
+
+
+@pytest.fixture
+def far_apart(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Launches become the first programs of a grid so large that a program's second tile starts ``FAR`` tokens on.
+
+    Or those from ``first`` on. So tokens between are never touched; their memory is reserved only.
+    """
+    from triton.runtime.interpreter import interpreter_builder
+
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+
+    def in_grid(block_n: int, first: int = 0) -> None:
+        def set_grid_idx(x: int, y: int, z: int) -> None:
+            interpreter_builder.grid_idx = (first + x, y, z)
+
+        def set_grid_dim(*_: int) -> None:
+            interpreter_builder.grid_dim = (FAR // block_n, 1, 1)
+
+        monkeypatch.setattr(interpreter_builder, "set_grid_idx", set_grid_idx)
+        monkeypatch.setattr(interpreter_builder, "set_grid_dim", set_grid_dim)
+
+    return in_grid
+
+
+def behind_far(rows: Tensor) -> Tensor:
+    """``rows`` behind ``FAR`` others, of which the first tiles are zeros."""
+    memory = torch.empty(FAR + len(rows), *rows.shape[1:], dtype=rows.dtype)
+    memory[:1_024], memory[FAR:] = 0, rows
+    return memory
+
+
+@interpreter_only
+def test_a_result_beyond_two_to_the_31_elements(far_apart: Callable[..., None]) -> None:
+    inputs, position_N = full_inputs(9, 10, FAR_WIDTH, torch.float16)
+    expected = in_full(value_embedding, position_N)(*inputs)
+    tiles = forward.forward_tiles(torch.float16, BLOCK_B, 90)
+    far_N, far_position_N = behind_far(inputs[0]), behind_far(position_N)
+    far_apart(tiles["BLOCK_N"])
+    with torch.no_grad():
+        out = in_full(value_embedding, far_position_N)(far_N, *inputs[1:])
+    assert torch.equal(out[FAR:], expected)
+
+
+@interpreter_only
+def test_shares_and_gradients_beyond_two_to_the_31_elements(far_apart: Callable[..., None]) -> None:
+    value_N, *weights = values_of(9), *embedding_weights(10, FAR_WIDTH, torch.float16)
+    affine_BK, mix_BI = forward.pack(*weights[:4], BLOCK_B)
+    grad_ND, dtype = torch.randn(9, FAR_WIDTH).half(), torch.float16
+    tiles = backward.backward_tiles(dtype, BLOCK_B, 90, True)
+
+    def shares(value_N: Tensor, share_NB: Tensor) -> Tensor:
+        scalars = (ALPHA, MASK, PAD, len(value_N), 10, 10)
+        blocks = backward.shares_tiles(dtype, BLOCK_B)
+        backward.shares_kernel[(1,)](value_N, affine_BK, mix_BI, share_NB, *scalars, **blocks)
+        return share_NB
+
+    def gradients(value_N: Tensor, share_NB: Tensor, grad_ND: Tensor, bins_programs: int) -> list[Tensor]:
+        """Of the discretisation by a program of so many, or (0) of the table."""
+        results = [torch.zeros(len(value_N)), torch.zeros(BLOCK_B, BLOCK_B + 16), torch.zeros(10, FAR_WIDTH)]
+        inputs = (value_N, share_NB, affine_BK, mix_BI, weights[4], grad_ND)
+        sizes = (len(value_N), 10, FAR_WIDTH, bins_programs)
+        backward.backward_kernel[(1,)](*inputs, *results, ALPHA, *sizes, **tiles)
+        return [results[0][-9:], *results[1:]]
+
+    share_NB = shares(value_N, torch.empty(9, BLOCK_B, dtype=dtype))
+    expected = [gradients(value_N, share_NB, grad_ND, programs) for programs in (1, 0)]
+    far_N, far_share_NB, far_grad_ND = (behind_far(x) for x in (value_N, torch.zeros_like(share_NB), grad_ND))
+    block_n = backward.shares_tiles(dtype, BLOCK_B)["BLOCK_N"]
+    far_apart(block_n, first=FAR // block_n)
+    assert torch.equal(shares(far_N, far_share_NB)[FAR:], share_NB)
+    far_apart(tiles["BLOCK_N"])
+    for programs, wanted in zip((FAR // tiles["BLOCK_N"], 0), expected, strict=True):
+        for ours, theirs in zip(gradients(far_N, far_share_NB, far_grad_ND, programs), wanted, strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_only_what_is_needed_has_a_gradient() -> None:

@@ -11,8 +11,9 @@ from dataclasses import fields
 import pytest
 import torch
 from torch import Tensor
-from twins import gpu_only
+from twins import DEVICE, gpu_only
 
+from cellfoundry_bench.ragged import counts_of_lengths
 from cellfoundry_kernels import MaskedCells, mask_cells
 from cellfoundry_kernels.masking.definition import Thresholds
 from cellfoundry_kernels.masking.kernel import _mask_cells
@@ -23,12 +24,11 @@ Columns = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def columns(lengths: list[int]) -> Columns:
     """A batch with cells of these lengths; counts are mostly small, one is far larger."""
-    genes = [torch.randperm(GENES)[:length].sort().values for length in lengths]
-    counts = 1 + torch.poisson(torch.rand(sum(lengths)).mul(3).exp())
+    indptr, gene_ids, counts = (x.to(DEVICE) for x in counts_of_lengths(lengths, GENES))
     counts[len(counts) // 2] = 301
     cell_ids = torch.cat([torch.tensor([2**40 + 7, 5, -3, 11]), torch.arange(12, 12 + len(lengths))])
     cell_ids = cell_ids[: len(lengths)]
-    return torch.tensor([0, *lengths]).cumsum(0), torch.cat(genes).int(), counts, cell_ids
+    return indptr, gene_ids.int(), counts, cell_ids
 
 
 def by_reference(monkeypatch: pytest.MonkeyPatch, batch: Columns, **settings: float) -> MaskedCells:

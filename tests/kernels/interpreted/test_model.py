@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from twins import DEVICE, relative_rms
 
+from cellfoundry_bench.ragged import counts_of_lengths
 from cellfoundry_kernels import MaskedCells, mask_cells, masked_mse
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.cell_rows import CellRows
@@ -21,12 +22,10 @@ GENES = 40
 
 
 def masked_cells(genes_per_cell: list[int], mask_prob: float = 0.4) -> MaskedCells:
-    gene_ids = torch.cat([torch.randperm(GENES)[:n].sort().values for n in genes_per_cell])
-    indptr = torch.tensor([0, *genes_per_cell]).cumsum(0)
-    counts = torch.randint(1, 200, (len(gene_ids),)).float()
+    columns = (x.to(DEVICE) for x in counts_of_lengths(genes_per_cell, GENES))
     cell_ids = torch.arange(len(genes_per_cell))
     share = {"value_mask_prob": mask_prob, "zero_mask_prob": mask_prob}
-    return mask_cells(indptr, gene_ids, counts, cell_ids, n_genes=GENES, seed=0, step=1, **share)
+    return mask_cells(*columns, cell_ids, n_genes=GENES, seed=0, step=1, **share)
 
 
 def step(

@@ -10,12 +10,12 @@ from twins import (
     DTYPES,
     assert_as_exact_as_the_reference,
     assert_compiles_whole,
-    cu_seqlens_of,
     gpu_only,
     interpreter_only,
     with_gradients,
 )
 
+from cellfoundry_bench.ragged import cu_seqlens_of
 from cellfoundry_kernels import pool_cells
 from cellfoundry_kernels.pooling import kernel, reference
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from twins import cu_seqlens_of, interpreter_only, with_gradients
+from twins import interpreter_only, with_gradients
 
+from cellfoundry_bench.ragged import cu_seqlens_of
 from cellfoundry_kernels import launch, masked_mse, pool_cells, varlen_attention
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from twins import DEVICE
 
 pytest.importorskip("pydantic", reason="plans belong to the training layer")
 
+from cellfoundry_bench.ragged import counts_of_lengths
 from cellfoundry_kernels import mask_cells, masked_mse
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.config import ModelConfig
@@ -14,16 +16,14 @@ from cellfoundry_model.decoder_context import draw_context
 from cellfoundry_training.plan.memory import activation_bytes
 from cellfoundry_training.plan.workload import Workload
 
-GENES, CELLS, EXPRESSED = 100, 6, 60
+GENES, CELLS, EXPRESSED = 100, 3, 60
 
 
-def saved_by_autograd(
-    model: CellModel, indptr: torch.Tensor, gene_ids: torch.Tensor, rate: float | None
-) -> tuple[int, Workload]:
+def saved_by_autograd(model: CellModel, rate: float | None) -> tuple[int, Workload]:
     """Bytes of every storage, parameters aside, that a training forward keeps for backward, and its work."""
     own = {x.untyped_storage().data_ptr() for x in [*model.parameters(), *model.buffers()]}
-    counts = 1.0 + torch.arange(len(gene_ids)) % 5
-    masked = mask_cells(indptr, gene_ids, counts, torch.arange(CELLS), n_genes=GENES, seed=0, step=1)
+    columns = (x.to(DEVICE) for x in counts_of_lengths([EXPRESSED] * CELLS, GENES))
+    masked = mask_cells(*columns, torch.arange(CELLS), n_genes=GENES, seed=0, step=1)
     tokens, rows, context = masked.position_N.numel(), CELLS * model.config.n_positions, None
     entered = tokens + int((masked.mask_value_X == model.config.mask_token_id).sum())
     if rate is not None:
@@ -71,8 +71,5 @@ def test_activation_bytes_are_what_the_kernels_save(
         decoder_head_dim=16,
         favor_features=44,
     )
-    torch.manual_seed(0)
-    indptr = torch.arange(0, EXPRESSED * (CELLS + 1), EXPRESSED)
-    gene_ids = torch.cat([torch.randperm(GENES)[:EXPRESSED].sort().values for _ in range(CELLS)])
-    size, work = saved_by_autograd(CellModel(config), indptr, gene_ids, rate)
+    size, work = saved_by_autograd(CellModel(config), rate)
     assert CELLS * activation_bytes(config, 4, work) == pytest.approx(size, rel=0.1)

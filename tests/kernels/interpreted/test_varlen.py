@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -13,13 +14,17 @@ from twins import (
     DTYPES,
     assert_as_exact_as_the_reference,
     assert_compiles_whole,
-    cu_seqlens_of,
     gpu_only,
     relative_rms,
     with_gradients,
 )
 
-from cellfoundry_bench.tune_attention import tune
+from cellfoundry_bench.compiled import Resources
+from cellfoundry_bench.kernels.inputs import packed_qkv
+from cellfoundry_bench.measure import seconds
+from cellfoundry_bench.ragged import cu_seqlens_of
+from cellfoundry_bench.tune_attention import Batch
+from cellfoundry_bench.tuning import Entry, search
 from cellfoundry_kernels import varlen_attention
 from cellfoundry_kernels.launch import SMALL_SHARED_MEMORY
 from cellfoundry_kernels.varlen import kernel, reference, tiles
@@ -27,7 +32,7 @@ from cellfoundry_kernels.varlen.schedule import make_schedule, tile_bound
 
 
 def twin_low_exact(
-    inputs: list[Tensor], grad: Tensor, cu_seqlens: Tensor, scale: float | None
+    inputs: Sequence[Tensor], grad: Tensor, cu_seqlens: Tensor, scale: float | None
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Output and gradients of the twin, of the reference in the same dtype, and of the reference in float64."""
     longest = int(cu_seqlens.diff().max())
@@ -69,8 +74,7 @@ def twin_low_exact(
     ],
 )
 def test_varlen_attention(lengths: list[int], head_dim: int, dtype: torch.dtype) -> None:
-    # One packed projection: q, k and v are strided views, as in the model.
-    inputs = list(torch.randn(sum(lengths), 3, 2, head_dim).to(dtype).unbind(1))
+    inputs = packed_qkv(sum(lengths), 2, head_dim, dtype)
     grad = torch.randn(sum(lengths), 2, head_dim).to(dtype)
     assert_as_exact_as_the_reference(*twin_low_exact(inputs, grad, cu_seqlens_of(lengths), None))
 
@@ -86,14 +90,14 @@ def test_varlen_attention(lengths: list[int], head_dim: int, dtype: torch.dtype)
     ],
 )
 def test_cells_of_all_sizes_in_one_batch(heads: int, lengths: list[int], dtype: torch.dtype) -> None:
-    inputs = list(torch.randn(sum(lengths), 3, heads, 64).to(dtype).unbind(1))
+    inputs = packed_qkv(sum(lengths), heads, 64, dtype)
     grad = torch.randn(sum(lengths), heads, 64).to(dtype)
     assert_as_exact_as_the_reference(*twin_low_exact(inputs, grad, cu_seqlens_of(lengths), None))
 
 
 @pytest.mark.parametrize("scale", [0.5, -0.5, 0.0])
 def test_any_scale(scale: float) -> None:
-    inputs, grad = [torch.randn(45, 1, 16) for _ in "qkv"], torch.randn(45, 1, 16)
+    inputs, grad = packed_qkv(45, 1, 16, torch.float32), torch.randn(45, 1, 16)
     ours, low, exact = twin_low_exact(inputs, grad, cu_seqlens_of([40, 5]), scale)
     if scale == 0:  # the mean of the values: queries and keys have no gradient
         assert not ours.pop(1).any()
@@ -154,7 +158,7 @@ def test_a_nan_stays_in_its_cell_and_comes_out() -> None:
     ],
 )
 def test_a_cell_in_company_of_one_with_100_tokens(own: slice, dtype: torch.dtype, bound: float) -> None:
-    inputs, grad = [torch.randn(170, 2, 16).to(dtype) for _ in "qkv"], torch.randn(170, 2, 16).to(dtype)
+    inputs, grad = packed_qkv(170, 2, 16, dtype), torch.randn(170, 2, 16).to(dtype)
     length = len(range(170)[own])
     packed = partial(varlen_attention, cu_seqlens=cu_seqlens_of([30, 100, 40]), max_seqlen=100)
     single = partial(varlen_attention, cu_seqlens=cu_seqlens_of([length]), max_seqlen=length)
@@ -165,7 +169,7 @@ def test_a_cell_in_company_of_one_with_100_tokens(own: slice, dtype: torch.dtype
 
 
 def test_the_same_bits_in_every_run_of_the_same_batch() -> None:
-    inputs, grad = [torch.randn(170, 2, 16).half() for _ in "qkv"], torch.randn(170, 2, 16).half()
+    inputs, grad = packed_qkv(170, 2, 16, torch.float16), torch.randn(170, 2, 16).half()
     op = partial(varlen_attention, cu_seqlens=cu_seqlens_of([30, 100, 40]), max_seqlen=100)
     for one, other in zip(with_gradients(op, inputs, grad), with_gradients(op, inputs, grad), strict=True):
         assert torch.equal(one, other)
@@ -201,12 +205,12 @@ def test_the_schedule_holds_every_tile_once_and_long_cells_first(lengths: list[i
 
 def test_tuning_times_every_tile() -> None:
     candidates = [tiles.Tile(64, 64, 4, 2), tiles.Tile(128, 64, 8, 3)]
-    for name in kernel.KERNELS:
-        timed = tune(
-            name, 16, np.array([5, 3]), candidates, device=DEVICE, dtype=torch.float16, heads=1, rounds=1
-        )
-        assert [seconds for seconds, _ in timed] == sorted(seconds for seconds, _ in timed)
-        assert {sizes for _, sizes in timed} == set(candidates)
+    batch = Batch(np.array([5, 3]), 16, torch.float16, device=DEVICE, heads=1)
+    uses = [batch.use(name) for name in kernel.KERNELS]
+    any_fits = Resources(registers=128, stack_bytes=0, shared_bytes=0, blocks=1, warps=8)
+    timed = search(Entry("all", candidates, lambda tile: tile.rows, uses), lambda launch: any_fits, seconds)
+    assert sorted(spent for spent, _ in timed) == [spent for spent, _ in timed]
+    assert {sizes for _, sizes in timed} == set(candidates)
 
 
 def test_heads_wider_than_the_tables_are_refused() -> None:

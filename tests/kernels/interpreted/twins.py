@@ -1,9 +1,12 @@
-"""What the tests of Triton twins share: inputs, gradients, and how exact a twin must be."""
+"""What the tests of Triton twins share: their processes, dtypes, gradients, and how exact a twin must be."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,34 @@ from torch import Tensor
 
 DEVICE = os.environ.get("CELLFOUNDRY_TEST_DEVICE", "cpu")
 """cuda where ../test_triton_on_gpu.py runs these files without the interpreter."""
+
+# An import of torch and triton costs five seconds, and no process should run for a minute.
+SLOW = {"favor": ["test_favor.py"], "model": ["test_model.py", "test_saved_memory.py"]}
+HERE = Path(__file__).parent
+OTHERS = {path.name for path in HERE.glob("test_*.py")}.difference(*SLOW.values())
+PROCESSES = SLOW | {"others": sorted(OTHERS)}
+
+
+def run_alone(files: list[str], environment: dict[str, str]) -> None:
+    """Run these files in a process of their own, because triton decides at import whether it interprets."""
+    finished = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *(str(HERE / file) for file in files),
+        ],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
 
 # bf16 arithmetic is wrong in the interpreter, so a GPU alone tests it.
 DTYPES = [
@@ -24,10 +55,6 @@ interpreter_only = pytest.mark.skipif(
 gpu_only = pytest.mark.skipif(
     DEVICE != "cuda", reason="needs an NVIDIA GPU: the interpreter would take minutes to hours"
 )
-
-
-def cu_seqlens_of(lengths: list[int]) -> Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0).int()
 
 
 def relative_rms(actual: Tensor, expected: Tensor) -> float:
@@ -46,13 +73,13 @@ def assert_as_exact_as_the_reference(ours: list[Tensor], low: list[Tensor], exac
         assert relative_rms(actual, expected) <= bound
 
 
-def with_gradients(op: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+def with_gradients(op: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
     leaves = [x.detach().requires_grad_() for x in inputs]
     out = op(*leaves)
     return [out, *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
 
-def assert_compiles_whole(op: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> None:
+def assert_compiles_whole(op: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> None:
     """One graph without a break gives the same values and gradients, bit for bit."""
     torch.compiler.reset()
     compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
