@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_model.embedder import Output
-from cellfoundry_serving.engines.base import POOLS, Engine
+from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
 
 CHECKED_CELL_GENES = (1, 2, 17, 60, 200, 700, 1500)
@@ -68,29 +68,30 @@ class Comparison:
 def check_against(
     reference: Engine, engine: Engine, bar: Bar, batches: Mapping[Output, CellBatch]
 ) -> list[Comparison]:
-    """Compares two engines on a batch of cells for each output; cell embeddings for every pooling.
-
-    Returns a comparison an output, of poolings the one with the larger error; ServingError where one misses ``bar``.
-    """
-    comparisons = []
-    for output, batch in batches.items():
-        poolings = POOLS if output == "cell" else POOLS[:1]
-        both = [
-            compare(
-                output,
-                reference.encode(batch, output=output, pool=pool),
-                engine.encode(batch, output=output, pool=pool),
-            )
-            for pool in poolings
-        ]
-        for comparison in both:
-            if not comparison.passes(bar):
-                raise ServingError(
-                    f"The export was discarded: it is far from torch ({comparison.summary()}); take another precision, "
-                    "and if that is the most precise one, please report it with the model's config.json."
-                )
-        comparisons.append(max(both, key=lambda comparison: comparison.max_error))
+    """Comparisons with ``reference``, one an output; ServingError where one misses ``bar``."""
+    comparisons = compare_engines(reference, engine, batches)
+    check(comparisons, bar)
     return comparisons
+
+
+def check(comparisons: list[Comparison], bar: Bar) -> None:
+    """Raises ServingError where a comparison misses ``bar``."""
+    for comparison in comparisons:
+        if not comparison.passes(bar):
+            raise ServingError(
+                f"The export was discarded: it is far from torch ({comparison.summary()}); take another precision, "
+                "and if that is the most precise one, please report it with the model's config.json."
+            )
+
+
+def compare_engines(
+    reference: Engine, engine: Engine, batches: Mapping[Output, CellBatch]
+) -> list[Comparison]:
+    """Compares two engines on a batch of cells for each output; of poolings "all", which holds every number."""
+    return [
+        compare(output, reference.encode(batch, output=output), engine.encode(batch, output=output))
+        for output, batch in batches.items()
+    ]
 
 
 def compare(output: str, expected: npt.NDArray[np.float32], got: npt.NDArray[np.float32]) -> Comparison:
