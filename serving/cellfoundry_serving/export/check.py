@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ from cellfoundry_data.batch import CellBatch
 from cellfoundry_model.embedder import Output
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
+
+Progress = Callable[[str, int, int], None]  # label, done, total
 
 CHECKED_CELL_GENES = (1, 2, 17, 60, 200, 700, 1500)
 # The decoder runs over every gene of a cell, which takes seconds at the published size.
@@ -66,10 +68,10 @@ class Comparison:
 
 
 def check_against(
-    reference: Engine, engine: Engine, bar: Bar, batches: Mapping[Output, CellBatch]
+    reference: Engine, engine: Engine, bar: Bar, batches: Mapping[Output, CellBatch], progress: Progress
 ) -> list[Comparison]:
     """Comparisons with ``reference``, one an output; ServingError where one misses ``bar``."""
-    comparisons = compare_engines(reference, engine, batches)
+    comparisons = compare_engines(reference, engine, batches, progress)
     check(comparisons, bar)
     return comparisons
 
@@ -85,13 +87,16 @@ def check(comparisons: list[Comparison], bar: Bar) -> None:
 
 
 def compare_engines(
-    reference: Engine, engine: Engine, batches: Mapping[Output, CellBatch]
+    reference: Engine, engine: Engine, batches: Mapping[Output, CellBatch], progress: Progress
 ) -> list[Comparison]:
     """Compares two engines on a batch of cells for each output; of poolings "all", which holds every number."""
-    return [
-        compare(output, reference.encode(batch, output=output), engine.encode(batch, output=output))
-        for output, batch in batches.items()
-    ]
+    comparisons: list[Comparison] = []
+    for output, batch in batches.items():
+        progress("compare with torch", len(comparisons), len(batches))
+        expected, got = reference.encode(batch, output=output), engine.encode(batch, output=output)
+        comparisons.append(compare(output, expected, got))
+    progress("compare with torch", len(comparisons), len(batches))
+    return comparisons
 
 
 def compare(output: str, expected: npt.NDArray[np.float32], got: npt.NDArray[np.float32]) -> Comparison:

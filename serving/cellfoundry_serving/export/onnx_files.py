@@ -19,6 +19,7 @@ from cellfoundry_serving.export.bf16 import write_emulated
 from cellfoundry_serving.export.check import (
     BARS,
     Comparison,
+    Progress,
     check,
     check_against,
     checked_batches,
@@ -31,32 +32,35 @@ from cellfoundry_serving.export.real_cells import real_cells
 
 
 def stage_onnx(
-    reference: TorchEngine, staging: Path, precision: str, decoder: bool, source: str | Path | None
+    reference: TorchEngine,
+    staging: Path,
+    precision: str,
+    decoder: bool,
+    source: str | Path | None,
+    progress: Progress,
 ) -> tuple[list[Comparison], str]:
     """Writes the graphs to ``staging`` and compares each output with torch; ``source`` is of cells for int8.
 
     Returns the comparisons and a note for people, or "". ServingError where an output is far from torch.
     """
     if precision == "int8":
-        return stage_int8(reference, staging, decoder, source)
-    write_cell_graph(reference.loaded, staging / ONNX_FILE, precision, tokens=decoder)
-    if decoder:
-        write_decoder_graph(reference.loaded, staging / DECODER_FILE, precision)
+        return stage_int8(reference, staging, decoder, source, progress)
+    write_graphs(reference, staging / ONNX_FILE, staging, precision, decoder, progress)
     batches = checked_batches(len(reference.vocab_genes), decoder)
     if precision != "bf16":
-        return check_against(reference, OnnxEngine(staging, "cpu"), BARS[precision], batches), ""
+        return check_against(reference, OnnxEngine(staging, "cpu"), BARS[precision], batches, progress), ""
     emulation = staging / "emulation"
     emulation.mkdir()
     for name in (CONFIG_FILE, VOCABULARY_FILE):
         shutil.copyfile(staging / name, emulation / name)
     for name in (ONNX_FILE, *([DECODER_FILE] if decoder else [])):
         write_emulated(staging / name, emulation / name)
-    comparisons = check_against(reference, OnnxEngine(emulation, "cpu"), BARS[precision], batches)
+    comparisons = check_against(reference, OnnxEngine(emulation, "cpu"), BARS[precision], batches, progress)
     return comparisons, "compared on the CPU, where each operation's float32 result was rounded to bfloat16"
 
 
 def stage_int8(
-    reference: TorchEngine, staging: Path, decoder: bool, source: str | Path | None
+    reference: TorchEngine, staging: Path, decoder: bool, source: str | Path | None, progress: Progress
 ) -> tuple[list[Comparison], str]:
     """The encoder in int8, calibrated and compared on real cells; the decoder stays float32.
 
@@ -64,16 +68,15 @@ def stage_int8(
     """
     calibration, compared = real_cells(reference.vocab_genes, source)
     exact = staging / "float32.onnx"
-    write_cell_graph(reference.loaded, exact, "fp32", tokens=decoder, label="int8")
-    ranges = calibrate(exact, one_cell_inputs(calibration, len(reference.vocab_genes)))
+    write_graphs(reference, exact, staging, "int8", decoder, progress)
+    ranges = calibrate(exact, one_cell_inputs(calibration, len(reference.vocab_genes), progress))
     batches: dict[Output, CellBatch] = {"cell": compared}
     if decoder:
-        write_decoder_graph(reference.loaded, staging / DECODER_FILE, "fp32")
         few = compared.select(np.arange(min(2, len(compared))))
         batches |= {"gene": few, "expression": few}
     for max_noise in NOISE_LIMITS:
         kept, maps = write_int8(exact, staging / ONNX_FILE, ranges, max_noise)
-        comparisons = compare_engines(reference, OnnxEngine(staging, "cpu"), batches)
+        comparisons = compare_engines(reference, OnnxEngine(staging, "cpu"), batches, progress)
         if all(comparison.passes(BARS["int8"]) for comparison in comparisons):
             break
     check(comparisons, BARS["int8"])
@@ -84,9 +87,25 @@ def stage_int8(
     return comparisons, note
 
 
-def one_cell_inputs(batch: CellBatch, n_genes: int) -> Iterator[dict[str, npt.NDArray[np.generic]]]:
+def write_graphs(
+    reference: TorchEngine, cell_file: Path, staging: Path, precision: str, decoder: bool, progress: Progress
+) -> None:
+    """The cell graph and, with ``decoder``, the second one; in float32 where they are to become int8."""
+    progress("write graphs", 0, 1 + decoder)
+    write_cell_graph(reference.loaded, cell_file, precision, tokens=decoder)
+    progress("write graphs", 1, 1 + decoder)
+    if decoder:
+        write_decoder_graph(reference.loaded, staging / DECODER_FILE, precision)
+        progress("write graphs", 2, 2)
+
+
+def one_cell_inputs(
+    batch: CellBatch, n_genes: int, progress: Progress
+) -> Iterator[dict[str, npt.NDArray[np.generic]]]:
     """The cell graph's inputs for each cell alone, so that none is padded."""
     tokens = tokenize(batch, n_genes=n_genes)
     for cell in range(len(batch)):
+        progress("calibrate", cell, len(batch))
         value_1L, position_1L, length_1 = pad_cells(tokens, np.array([cell]), pad_position=n_genes + 2)
         yield {"value": value_1L, "position": position_1L, "length": length_1}
+    progress("calibrate", len(batch), len(batch))
