@@ -8,6 +8,8 @@ from pathlib import Path
 
 import typer
 
+from cellfoundry.cli.console import ProgressDisplay
+
 app = typer.Typer(
     help="Import official checkpoints; inspect and export model directories.", no_args_is_help=True
 )
@@ -107,14 +109,16 @@ def export(
     """Export a model for another engine, compared with torch before it is put in place."""
     from cellfoundry_serving.export import export_model
 
-    report = export_model(
-        model,
-        out,
-        format_.value,
-        precision=precision.value if precision else None,
-        decoder=decoder,
-        calibrate=calibrate,
-        timing_cache=timing_cache,
-        triton=triton,
-    )
+    with ProgressDisplay() as progress:
+        report = export_model(
+            model,
+            out,
+            format_.value,
+            precision=precision.value if precision else None,
+            decoder=decoder,
+            calibrate=calibrate,
+            timing_cache=timing_cache,
+            triton=triton,
+            progress=progress,
+        )
     typer.echo(f"{out}: {report.summary()}")

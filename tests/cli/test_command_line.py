@@ -260,3 +260,15 @@ def test_public_bind_is_refused(model_dir: Path) -> None:
 
 def test_unknown_suite_lists_the_known(tmp_path: Path) -> None:
     assert_refused(cellfoundry("bench", "run", "nonsense", "--out", tmp_path), "nonsense", "kernels")
+
+
+def test_an_export_that_cannot_be_made_is_one_sentence_and_leaves_nothing(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    result = cellfoundry(
+        *("model", "export", model_dir, "--out", tmp_path / "out"),
+        *("--format", "onnx", "--precision", "int8", "--calibrate", "no.h5ad"),
+        cwd=tmp_path,
+    )
+    assert_refused(result, "no.h5ad")
+    assert list(tmp_path.iterdir()) == []

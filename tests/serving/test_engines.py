@@ -77,11 +77,14 @@ def test_onnx_refuses_what_it_cannot_compute(onnx_dir: Path, cells: CellBatch) -
 @pytest.mark.parametrize(
     ("provider", "name"), [("cuda", "CUDAExecutionProvider"), ("tensorrt", "TensorrtExecutionProvider")]
 )
-def test_a_provider_that_does_not_load_is_an_error(onnx_dir: Path, provider: str, name: str) -> None:
+def test_a_provider_that_does_not_load_is_an_error(
+    onnx_dir: Path, provider: str, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     if torch.cuda.is_available():
         pytest.skip("CUDA loads on this machine")
     with pytest.raises(ServingError, match=f"could not load {name}"):
         open_engine(onnx_dir, provider=provider)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_provider_is_onnx_runtimes(model_dir: Path, onnx_dir: Path) -> None:

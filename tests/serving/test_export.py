@@ -70,7 +70,9 @@ def test_the_file_carries_its_origin_and_no_path(model_dir: Path, onnx_dir: Path
 
 def test_an_export_that_differs_is_refused(engine: Engine, onnx_dir: Path) -> None:
     with pytest.raises(ServingError, match=r"discarded: it is far from torch \(cell: max error 1.0e-03"):
-        check_against(engine, ShiftedEngine(onnx_dir, "cpu"), BARS["fp32"], checked_batches(400, False))
+        check_against(
+            engine, ShiftedEngine(onnx_dir, "cpu"), BARS["fp32"], checked_batches(400, False), print
+        )
 
 
 def test_nothing_is_left_after_a_failure(model_dir: Path, tmp_path: Path) -> None:

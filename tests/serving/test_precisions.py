@@ -21,7 +21,7 @@ from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.export import ExportReport, export_model, onnx_files
 from cellfoundry_serving.export.check import Bar, compare, random_cells
-from cellfoundry_serving.export.int8 import ActivationRange, write_int8
+from cellfoundry_serving.export.int8 import NOISE_LIMITS, ActivationRange, calibrate, write_int8
 
 from .conftest import CONFIG, GENES
 
@@ -158,9 +158,21 @@ def test_a_map_whose_input_has_outliers_stays_float(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "maps.onnx")
     x = generator.normal(size=shape).astype(np.float32)
     x[0, -1] = 1000
-    assert write_int8(tmp_path / "maps.onnx", tmp_path / "int8.onnx", [{"x": x}]) == ["first_map"]
-    operators = [node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node]
-    assert operators.count("QuantizeLinear") == 1
+    ranges = calibrate(tmp_path / "maps.onnx", [{"x": x}])
+    for max_noise, kept in ((1000.0, 0), (NOISE_LIMITS[0], 1), (0.0, 2)):
+        assert write_int8(tmp_path / "maps.onnx", tmp_path / "int8.onnx", ranges, max_noise) == (kept, 2)
+        operators = [node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node]
+        assert operators.count("QuantizeLinear") == 2 - kept
+
+
+def test_int8_keeps_more_in_float_where_it_misses_its_bar(
+    model_dir: Path, real_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_files, "NOISE_LIMITS", (1.0, 0.0))
+    monkeypatch.setitem(onnx_files.BARS, "int8", Bar(1e-5, 0.999))
+    report = export_model(model_dir, tmp_path / "out", precision="int8", calibrate=real_source, decoder=False)
+    assert report.comparisons[0].max_error < 1e-5
+    assert "8 of 8 linear maps stay float32" in report.summary()
 
 
 def test_the_range_always_holds_zero_and_its_noise_is_that_of_rounding() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from functools import cached_property
 from pathlib import Path
@@ -105,11 +107,14 @@ class OnnxEngine(PaddedEngine):
 def open_session(path: Path, provider: str) -> onnxruntime.InferenceSession:
     """A session that runs on ``provider``, with as many threads as torch uses; else ServingError."""
     wanted = PROVIDERS[provider]
+    # Failures are raised here, not logged: the default logger is that of libraries that do not load.
+    onnxruntime.set_default_logger_severity(4)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # failures are raised here, not logged
+    options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=list(wanted))
+        with contextlib.redirect_stdout(io.StringIO()):  # its fallback from TensorRT is printed
+            session = onnxruntime.InferenceSession(path, options, providers=list(wanted))
     except Exception as error:  # ONNX Runtime has no common error class
         if type(error).__name__ == "NotImplemented":
             raise ServingError(

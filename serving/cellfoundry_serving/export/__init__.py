@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import filecmp
-import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,7 @@ def export_model(
     calibrate: str | Path | None = None,
     timing_cache: Path | None = None,
     triton: str | Path | None = None,
+    progress: Callable[[str, int, int], None] = lambda label, done, total: None,
 ) -> ExportReport:
     """Exports a model directory; ``out_dir`` then opens with ``open_engine``.
 
@@ -89,6 +90,7 @@ def export_model(
         timing_cache: where TensorRT keeps what it measured of its kernels; by default a file of the user's cache
             folder for this TensorRT and GPU.
         triton: folder of a model in a Triton Inference Server repository, which gets the export as its next version.
+        progress: called with (what is done, steps done, steps).
 
     Raises:
         ServingError: an unknown format or precision, TensorRT missing, a folder with something else in it, or a
@@ -115,12 +117,14 @@ def export_model(
             from cellfoundry_serving.export.onnx_files import stage_onnx
 
             misfit = why_no_decoder(reference) if decoder else ""
-            comparisons, note = stage_onnx(reference, staging, precision, decoder and not misfit, calibrate)
+            comparisons, note = stage_onnx(
+                reference, staging, precision, decoder and not misfit, calibrate, progress
+            )
             note = "\n".join(filter(None, [note, misfit and f"without {DECODER_FILE}: {misfit}"]))
         else:
             from cellfoundry_serving.export.tensorrt_files import stage_tensorrt
 
-            comparisons, note = stage_tensorrt(reference, staging, precision, timing_cache), ""
+            comparisons, note = stage_tensorrt(reference, staging, precision, timing_cache, progress), ""
         card = model_card(
             reference.loaded,
             precision,
@@ -162,8 +166,7 @@ def why_no_decoder(reference: TorchEngine) -> str:
 @contextmanager
 def temporary_directory(out: Path) -> Iterator[Path]:
     """A folder beside ``out``, removed at the end whatever happens."""
-    staging = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    staging.mkdir()
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent))
     try:
         yield staging
     finally:

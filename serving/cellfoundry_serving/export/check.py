@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_model.embedder import Output
-from cellfoundry_serving.engines.base import POOLS, Engine
+from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
+
+Progress = Callable[[str, int, int], None]  # label, done, total
 
 CHECKED_CELL_GENES = (1, 2, 17, 60, 200, 700, 1500)
 # The decoder runs over every gene of a cell, which takes seconds at the published size.
@@ -66,30 +68,34 @@ class Comparison:
 
 
 def check_against(
-    reference: Engine, engine: Engine, bar: Bar, batches: Mapping[Output, CellBatch]
+    reference: Engine, engine: Engine, bar: Bar, batches: Mapping[Output, CellBatch], progress: Progress
 ) -> list[Comparison]:
-    """Compares two engines on a batch of cells for each output; cell embeddings for every pooling.
+    """Comparisons with ``reference``, one an output; ServingError where one misses ``bar``."""
+    comparisons = compare_engines(reference, engine, batches, progress)
+    check(comparisons, bar)
+    return comparisons
 
-    Returns a comparison an output, of poolings the one with the larger error; ServingError where one misses ``bar``.
-    """
-    comparisons = []
-    for output, batch in batches.items():
-        poolings = POOLS if output == "cell" else POOLS[:1]
-        both = [
-            compare(
-                output,
-                reference.encode(batch, output=output, pool=pool),
-                engine.encode(batch, output=output, pool=pool),
+
+def check(comparisons: list[Comparison], bar: Bar) -> None:
+    """Raises ServingError where a comparison misses ``bar``."""
+    for comparison in comparisons:
+        if not comparison.passes(bar):
+            raise ServingError(
+                f"The export was discarded: it is far from torch ({comparison.summary()}); take another precision, "
+                "and if that is the most precise one, please report it with the model's config.json."
             )
-            for pool in poolings
-        ]
-        for comparison in both:
-            if not comparison.passes(bar):
-                raise ServingError(
-                    f"The export was discarded: it is far from torch ({comparison.summary()}); take another precision, "
-                    "and if that is the most precise one, please report it with the model's config.json."
-                )
-        comparisons.append(max(both, key=lambda comparison: comparison.max_error))
+
+
+def compare_engines(
+    reference: Engine, engine: Engine, batches: Mapping[Output, CellBatch], progress: Progress
+) -> list[Comparison]:
+    """Compares two engines on a batch of cells for each output; of poolings "all", which holds every number."""
+    comparisons: list[Comparison] = []
+    for output, batch in batches.items():
+        progress("compare with torch", len(comparisons), len(batches))
+        expected, got = reference.encode(batch, output=output), engine.encode(batch, output=output)
+        comparisons.append(compare(output, expected, got))
+    progress("compare with torch", len(comparisons), len(batches))
     return comparisons
 
 

@@ -18,30 +18,21 @@ from cellfoundry_model.checkpoint import LoadedModel
 from cellfoundry_serving.export.graph import ATTENTION_OPSET, CellEmbeddingGraph, DecoderGraph
 from cellfoundry_serving.export.layout import METADATA_KEY
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# int8 is made of the float32 graph.
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 CELL_INPUTS, DECODER_INPUTS = ("value", "position", "length"), ("token_embedding", "position")
 DECODER_OUTPUTS = ("gene_embedding", "expression")
 
 
-def write_cell_graph(
-    loaded: LoadedModel,
-    path: Path,
-    precision: str = "fp32",
-    *,
-    tokens: bool = False,
-    label: str | None = None,
-) -> None:
-    """Writes the encoder and its pooling (``loaded`` is on CPU); ``tokens`` adds the output the decoder takes.
-
-    ``label`` is the precision that the metadata name, where it is not this graph's own but that of one made from it.
-    """
+def write_cell_graph(loaded: LoadedModel, path: Path, precision: str, *, tokens: bool = False) -> None:
+    """Writes the encoder and its pooling (``loaded`` is on CPU); ``tokens`` adds the output the decoder takes."""
     graph = CellEmbeddingGraph(loaded.model, DTYPES[precision], tokens)
     example = (torch.ones(2, 5), torch.zeros(2, 5, dtype=torch.int64), torch.tensor([5, 4]))
     outputs = ("cell_embedding", "token_embedding") if tokens else ("cell_embedding",)
-    write_graph(graph, example, CELL_INPUTS, outputs, metadata(loaded, label or precision), path)
+    write_graph(graph, example, CELL_INPUTS, outputs, metadata(loaded, precision), path)
 
 
-def write_decoder_graph(loaded: LoadedModel, path: Path, precision: str = "fp32") -> None:
+def write_decoder_graph(loaded: LoadedModel, path: Path, precision: str) -> None:
     """Writes the decoder over all positions, which takes the cell graph's token embeddings."""
     graph = DecoderGraph(loaded.model, DTYPES[precision])
     example = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cellfoundry_serving.engines.tensorrt import TensorRTEngine
 from cellfoundry_serving.engines.torch import TorchEngine
-from cellfoundry_serving.export.check import BARS, Comparison, check_against, checked_batches
+from cellfoundry_serving.export.check import BARS, Comparison, Progress, check_against, checked_batches
 from cellfoundry_serving.export.layout import PLAN_FILE, PLAN_METADATA_FILE
 from cellfoundry_serving.export.onnx import metadata, write_cell_graph
 from cellfoundry_serving.export.plan_facts import this_machine
@@ -17,16 +17,20 @@ from cellfoundry_serving.export.tensorrt_api import import_tensorrt
 
 
 def stage_tensorrt(
-    reference: TorchEngine, staging: Path, precision: str, timing_cache: Path | None
+    reference: TorchEngine, staging: Path, precision: str, timing_cache: Path | None, progress: Progress
 ) -> list[Comparison]:
     """Writes plan and metadata to ``staging``; the comparison is empty where no GPU can run it."""
     trt = import_tensorrt()
     machine = this_machine(trt)
     profiles = profiles_for(reference.loaded.config.n_positions)
     graph = staging / "graph.onnx"
+    progress("write graphs", 0, 1)
     write_cell_graph(reference.loaded, graph, precision)
+    progress("write graphs", 1, 1)
+    progress("build plan", 0, 1)
     cache = timing_cache or default_timing_cache(machine.tensorrt, str(machine.gpu))
     (staging / PLAN_FILE).write_bytes(build_plan(trt, graph, profiles, cache))
+    progress("build plan", 1, 1)
     graph.unlink()
     facts = metadata(reference.loaded, precision) | machine._asdict()
     facts["profiles"] = [asdict(profile) for profile in profiles]
@@ -34,4 +38,4 @@ def stage_tensorrt(
     if machine.gpu is None:
         return []
     batches = checked_batches(len(reference.vocab_genes), decoder=False)
-    return check_against(reference, TensorRTEngine(staging), BARS[precision], batches)
+    return check_against(reference, TensorRTEngine(staging), BARS[precision], batches, progress)
