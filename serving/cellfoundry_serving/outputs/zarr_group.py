@@ -71,6 +71,8 @@ class ZarrRows(RowsOnDisk):
 
 def finish_zarr(path: Path, spec: OutputSpec) -> None:
     """Adds names and provenance; of means, the obs of the groups too."""
+    for unfinished in path.rglob("*.partial"):  # zarr's name for a file that a kill found half written
+        unfinished.unlink()
     group = zarr.open_group(path, mode="r+")
     _write_names(group, spec.rows, [str(name) for name in spec.obs.index])
     if spec.output != "cell":

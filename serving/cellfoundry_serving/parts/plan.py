@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from cellfoundry_serving.outputs.zarr_group import chunk_rows
 
-PART_CELLS = 2048
-"""Some 33 MB of entries at 2,000 genes a cell; three such parts are in memory where one is read ahead."""
+PART_CELLS = 1024
+"""What a kill can cost: minutes on CPUs. 16 MB of entries at 2,000 genes a cell; with reading ahead three are held."""
 PART_BYTES = 64 * 2**20
 """Of results, where a cell has many."""
 LEAST_PART_CELLS = 64

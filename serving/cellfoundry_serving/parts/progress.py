@@ -23,12 +23,14 @@ class PartProgress:
         self._progress = progress
         self.empty = 0
         self.engines: list[str] = []
-        self._cells = 0
+        self._cells = self._told = 0
         for facts in parts:
             self._take(facts)
         self.cells_before = self._cells
-        for done in (0, self._cells, self._cells):  # said twice: the rate counts from here
-            self._tell(done)
+        if progress:
+            for done in (0, self._cells, self._cells):  # said twice: the rate counts from here
+                progress("embed", done, n_cells)
+        self._told = self._cells
 
     def within(self, cells: int) -> None:
         """So many cells of the part at hand are through."""
@@ -46,5 +48,6 @@ class PartProgress:
             self.engines.append(facts["engine"])
 
     def _tell(self, cells: int) -> None:
-        if self._progress:
+        if self._progress and cells > self._told:
+            self._told = cells
             self._progress("embed", cells, self.n_cells)
