@@ -30,7 +30,7 @@ from cellfoundry_serving.parts.means import groups_of
 from cellfoundry_serving.parts.plan import PartPlan
 from cellfoundry_serving.parts.request import source_identities
 from cellfoundry_serving.parts.roads import open_road
-from cellfoundry_serving.parts.task import EmbedTask, EngineChoice
+from cellfoundry_serving.parts.task import Computing, EmbedTask, EngineChoice
 from cellfoundry_serving.parts.work_folder import leaving_what_is_done, work_folder
 
 
@@ -153,12 +153,14 @@ def embed(
             identities=identities,
             layer=layer,
             vocab_genes=facts.vocab_genes,
-            engine=choice,
-            conventions=with_bulk_median(conventions, cells),
-            genes=kept,
             groups=groups,
-            row_shape=row_shape,
-            plan=PartPlan.of(cells.n_cells, row_shape),
+            computing=Computing(
+                choice,
+                with_bulk_median(conventions, cells),
+                kept,
+                row_shape,
+                PartPlan.of(cells.n_cells, row_shape),
+            ),
         )
         request = asked | {
             "sources": identities,
@@ -167,11 +169,13 @@ def embed(
             "precision": precision,
             "genes": None if kept is None else list(kept),
             "version": version("cellfoundry"),
-            "part_cells": task.plan.part_cells,
+            "part_cells": task.computing.plan.part_cells,
         }
         job = EmbedJob(task, road, cells, names, request, progress)
-        with work_folder(out) as work, leaving_what_is_done(work, resumable=identities is not None):
-            done = job.go_on(work, fresh=fresh or identities is None)
+        with work_folder(out) as work:
+            job.prepare(work, fresh=fresh or identities is None)
+            with leaving_what_is_done(work, resumable=identities is not None):
+                done = job.go_on(work)
             work.remove()
     if names is None:
         warn_about_empty_cells(done.empty, done.n_cells)

@@ -51,32 +51,40 @@ class EmbedJob:
     request: dict[str, Any]
     progress: Progress | None
 
-    def go_on(self, work: WorkFolder, *, fresh: bool) -> PartProgress:
-        """Do what is missing, and put the output in its place.
+    def prepare(self, work: WorkFolder, *, fresh: bool) -> None:
+        """Keep what is there of this request, and clear the folder of what is of no use.
 
         Raises:
-            ServingError: what is there is of another request and ``fresh`` is not set, or the disk is too small.
+            ServingError: what is there is of another request and ``fresh`` is not set.
         """
         begun = work.request
         if fresh or begun is None or not work.has_progress or (work.is_published and begun != self.request):
             work.clear()
-            begun = None
-        if begun is None:
-            self._lay_out(work)
         else:
             check_same(begun, self.request, work.out)
+
+    def go_on(self, work: WorkFolder) -> PartProgress:
+        """Do what is missing, and put the output in its place.
+
+        Raises:
+            ServingError: the disk is too small, or a source has changed.
+        """
+        if work.request is None:
+            self._lay_out(work)
         if self.groups is not None:
-            check_sums_fit(len(self.groups), self.task.row_shape)
-            sums = GroupSums(len(self.groups), self.task.row_shape, self.task.plan.n_cells)
+            check_sums_fit(len(self.groups), self.task.computing.row_shape)
+            sums = GroupSums(
+                len(self.groups), self.task.computing.row_shape, self.task.computing.plan.n_cells
+            )
             running = SumsCheckpoint(work, sums)
             done = running.parts
         else:
             running, done = None, work.committed()
-        progress = PartProgress(self.task.plan.n_cells, done.values(), self.progress)
+        progress = PartProgress(self.task.computing.plan.n_cells, done.values(), self.progress)
         if work.is_finished:
             work.finish_publishing()
             return progress
-        missing = [part for part in range(self.task.plan.n_parts) if part not in done]
+        missing = [part for part in range(self.task.computing.plan.n_parts) if part not in done]
         self.road.run(self.task, self.cells, missing, work, running, progress)
         check_unchanged(self.task.source, self.task.identities)
         self._finish(work, running, progress)
@@ -84,16 +92,21 @@ class EmbedJob:
         return progress
 
     def _lay_out(self, work: WorkFolder) -> None:
-        plan = self.task.plan
+        plan = self.task.computing.plan
         if self.groups is None:
-            shape = (plan.n_cells, *self.task.row_shape)
+            shape = (plan.n_cells, *self.task.computing.row_shape)
             require_space(work, 4 * math.prod(shape))
             create_rows(work.rows, work.suffix, shape, plan.chunk_cells)
         work.begin(self.request)
 
     def _finish(self, work: WorkFolder, running: SumsCheckpoint | None, progress: PartProgress) -> None:
         if running is None or self.groups is None:
-            obs, source, rows, n_rows = self.cells.obs, self.task.source, "cells", self.task.plan.n_cells
+            obs, source, rows, n_rows = (
+                self.cells.obs,
+                self.task.source,
+                "cells",
+                self.task.computing.plan.n_cells,
+            )
         else:
             running.save()
             counts = running.sums.counts
@@ -101,7 +114,7 @@ class EmbedJob:
             source, rows, n_rows = None, "groups", len(counts)
         spec = OutputSpec(
             self.request["output"],
-            (n_rows, *self.task.row_shape),
+            (n_rows, *self.task.computing.row_shape),
             obs,
             self._genes(),
             self._provenance(progress),
@@ -123,12 +136,16 @@ class EmbedJob:
 
     def _genes(self) -> tuple[str, ...]:
         genes = self.task.vocab_genes
-        return genes if self.task.genes is None else tuple(genes[position] for position in self.task.genes)
+        return (
+            genes
+            if self.task.computing.genes is None
+            else tuple(genes[position] for position in self.task.computing.genes)
+        )
 
     def _provenance(self, progress: PartProgress) -> dict[str, str]:
         info = self.road.facts.info
         return (
-            {name: str(value) for name, value in self.task.conventions.items()}
+            {name: str(value) for name, value in self.task.computing.conventions.items()}
             | {
                 "engine": " and ".join(progress.engines),
                 "model_sha256": str(info["weights_sha256"]),

@@ -29,10 +29,10 @@ from cellfoundry_serving.parts.reading import read_parts
 from cellfoundry_serving.parts.request import check_unchanged
 from cellfoundry_serving.parts.roads import Road
 from cellfoundry_serving.parts.task import (
+    Computing,
     EmbedTask,
     EngineChoice,
     EngineFacts,
-    Landing,
     PartSumsLanding,
     RowsLanding,
     compute_part,
@@ -46,6 +46,7 @@ NO_CELLS = {
     "counts": np.zeros(0, np.float32),
     "row_ids": np.zeros(0, np.int64),
     "totals": np.zeros(0, np.float64),
+    "groups": np.zeros(0, np.int64),
 }
 
 
@@ -134,7 +135,7 @@ class RayRoad(Road):
                 batch_size=1,
                 batch_format="numpy",
                 compute=ray.data.ActorPoolStrategy(size=self._workers, max_tasks_in_flight_per_actor=2),
-                fn_constructor_args=(task, work),
+                fn_constructor_args=(task.computing, work, task.groups is not None),
                 num_cpus=1,
                 num_gpus=self._gpus,
                 max_restarts=WORKER_RETRIES,
@@ -156,12 +157,10 @@ class RayRoad(Road):
 class EmbedActor:
     """One model; embeds the parts that come."""
 
-    def __init__(self, task: EmbedTask, work: WorkFolder) -> None:
-        self._task = task
-        self._engine = task.engine.open()
-        self._landing: Landing = (
-            RowsLanding(work, task.plan) if task.groups is None else PartSumsLanding(work, task)
-        )
+    def __init__(self, computing: Computing, work: WorkFolder, means: bool) -> None:
+        self._computing = computing
+        self._engine = computing.engine.open()
+        self._landing = PartSumsLanding(work, computing) if means else RowsLanding(work, computing.plan)
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """The answer for a part: its facts, or the error of a user."""
@@ -172,9 +171,17 @@ class EmbedActor:
         else:
             cells = CellBatch(row["indptr"], row["gene_ids"], row["counts"], row["row_ids"])
             totals = row["totals"] if len(row["totals"]) else None
+            if isinstance(self._landing, PartSumsLanding):
+                self._landing.begin(int(cells.row_ids[0]), row["groups"])
             try:
                 answer["facts"] = compute_part(
-                    self._task, self._engine, answer["part"], cells, totals, self._landing, lambda _: None
+                    self._computing,
+                    self._engine,
+                    answer["part"],
+                    cells,
+                    totals,
+                    self._landing,
+                    lambda _: None,
                 )
             except (*USER_ERRORS.values(), OSError, MemoryError) as error:
                 answer |= {"kind": type(error).__name__, "error": str(error) or type(error).__name__}
@@ -183,7 +190,9 @@ class EmbedActor:
 
 def _read(task: EmbedTask, parts: range) -> Iterator[dict[str, Any]]:
     try:
-        for part, cells, totals in read_parts(_cells_of(task), task.plan, parts):
+        plan = task.computing.plan
+        for part, cells, totals in read_parts(_cells_of(task), plan, parts):
+            start, stop = plan.rows(part)
             yield {
                 "part": part,
                 "indptr": cells.indptr,
@@ -191,6 +200,7 @@ def _read(task: EmbedTask, parts: range) -> Iterator[dict[str, Any]]:
                 "counts": cells.counts,
                 "row_ids": cells.row_ids,
                 "totals": NO_CELLS["totals"] if totals is None else totals,
+                "groups": NO_CELLS["groups"] if task.groups is None else task.groups[start:stop],
                 "kind": "",
                 "error": "",
             }
@@ -205,7 +215,7 @@ _opened: dict[str, Cells] = {}  # of a worker process: the source of the embeddi
 def _cells_of(task: EmbedTask) -> Cells:
     if task.key not in _opened:
         _opened.clear()
-        cells = open_for(task.conventions, task.source, task.vocab_genes, task.layer)
+        cells = open_for(task.computing.conventions, task.source, task.vocab_genes, task.layer)
         check_unchanged(task.source, task.identities)
         _opened[task.key] = cells
     return _opened[task.key]

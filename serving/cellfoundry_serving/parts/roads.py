@@ -74,12 +74,14 @@ class OneProcess(Road):
         """Compute the parts in their order."""
         landing: Landing
         if running is None:
-            landing = RowsLanding(work, task.plan)
+            landing = RowsLanding(work, task.computing.plan)
         else:
             assert task.groups is not None
             landing = SumsLanding(running, task.groups)
-        for part, batch, totals in read_ahead(read_parts(cells, task.plan, missing)):
-            progress.done(compute_part(task, self._engine, part, batch, totals, landing, progress.within))
+        for part, batch, totals in read_ahead(read_parts(cells, task.computing.plan, missing)):
+            progress.done(
+                compute_part(task.computing, self._engine, part, batch, totals, landing, progress.within)
+            )
 
 
 @contextmanager

@@ -56,6 +56,25 @@ class EngineFacts:
 
 
 @dataclass(frozen=True)
+class Computing:
+    """What turns the cells of a part into its results; small, because Ray keeps it for every actor.
+
+    Attributes:
+        engine: what computes.
+        conventions: keywords of ``Engine.encode``.
+        genes: positions of the genes that are kept; None keeps all.
+        row_shape: shape of what is kept of one cell.
+        plan: the parts.
+    """
+
+    engine: EngineChoice
+    conventions: dict[str, Any]
+    genes: tuple[int, ...] | None
+    row_shape: tuple[int, ...]
+    plan: PartPlan
+
+
+@dataclass(frozen=True)
 class EmbedTask:
     """All that deciding about a part takes.
 
@@ -65,12 +84,8 @@ class EmbedTask:
         identities: of the sources, see ``request.source_identities``; None for an AnnData.
         layer: matrix of an AnnData to read.
         vocab_genes: the model's genes.
-        engine: what computes.
-        conventions: keywords of ``Engine.encode``.
-        genes: positions of the genes that are kept; None keeps all.
         groups: of each cell, (cells,), for means; None writes every cell.
-        row_shape: shape of what is kept of one cell.
-        plan: the parts.
+        computing: from cells to results.
     """
 
     key: str
@@ -78,12 +93,8 @@ class EmbedTask:
     identities: list[list[str]] | None
     layer: str | None
     vocab_genes: tuple[str, ...]
-    engine: EngineChoice
-    conventions: dict[str, Any]
-    genes: tuple[int, ...] | None
     groups: npt.NDArray[np.int64] | None
-    row_shape: tuple[int, ...]
-    plan: PartPlan
+    computing: Computing
 
 
 class Landing(ABC):
@@ -133,34 +144,31 @@ class SumsLanding(Landing):
 class PartSumsLanding(Landing):
     """Results into sums of the part's own groups, which wait on the disk for the process that holds the sums of all."""
 
-    def __init__(self, work: WorkFolder, task: EmbedTask) -> None:
-        assert task.groups is not None
-        self._work, self._task, self._groups = work, task, task.groups
-        self._sums: GroupSums | None = None
-        self._present: npt.NDArray[np.int64] = np.empty(0, np.int64)
+    def __init__(self, work: WorkFolder, computing: Computing) -> None:
+        self._work, self._computing = work, computing
+
+    def begin(self, first: int, groups: npt.NDArray[np.int64]) -> None:
+        """A part begins at row ``first``; ``groups`` of its cells."""
+        present, places = np.unique(groups, return_inverse=True)
+        missing = int(np.searchsorted(present, 0))  # group -1 comes first
+        self._first, self._present, self._places = first, present[missing:], places - missing
+        n_cells = self._computing.plan.n_cells
+        self._sums = GroupSums(len(self._present), self._computing.row_shape, n_cells)
 
     def take(self, first: int, block: npt.NDArray[np.float32]) -> None:
-        """Adds the block; the first one of a part begins new sums."""
-        plan = self._task.plan
-        start, stop = plan.rows(first // plan.part_cells)
-        if first == start:
-            present = np.unique(self._groups[start:stop])
-            self._present = present[present >= 0]
-            self._sums = GroupSums(len(self._present), self._task.row_shape, plan.n_cells)
-        assert self._sums is not None
-        groups = self._groups[first : first + len(block)]
-        self._sums.add(block, np.where(groups < 0, -1, np.searchsorted(self._present, groups)))
+        """Adds the block."""
+        row = first - self._first
+        self._sums.add(block, self._places[row : row + len(block)])
 
     def commit(self, part: int, facts: dict[str, Any]) -> None:
         """The part's sums first, then that they are there."""
-        assert self._sums is not None
         save_array(self._work.sums_of(part), self._sums.sums)
         sums = {"groups": self._present.tolist(), "counts": self._sums.counts.tolist()}
         self._work.commit(part, facts | {"sums": sums})
 
 
 def compute_part(
-    task: EmbedTask,
+    computing: Computing,
     engine: Engine,
     part: int,
     cells: CellBatch,
@@ -169,9 +177,9 @@ def compute_part(
     tell: Callable[[int], None],
 ) -> dict[str, Any]:
     """Embed the cells of ``part`` and commit them; gives the part's facts. ``tell`` hears how many are through."""
-    genes = None if task.genes is None else list(task.genes)
+    genes = None if computing.genes is None else list(computing.genes)
     first = int(cells.row_ids[0])
-    for row, block in encoded(engine, cells, totals, task.conventions):
+    for row, block in encoded(engine, cells, totals, computing.conventions):
         landing.take(row, block if genes is None else np.ascontiguousarray(block[:, genes]))
         tell(row + len(block) - first)
     facts = {"cells": len(cells), "empty": count_empty(cells), "engine": engine.why}
