@@ -52,7 +52,7 @@ import sys, psutil
 from cellfoundry_serving import embed
 from cellfoundry_serving.engines import open_engine
 engine = open_engine(sys.argv[1])
-print(psutil.Process().memory_info().rss)
+print(psutil.Process().memory_full_info().pss)
 """
 
 
