@@ -7,6 +7,7 @@ disk. A worker that dies is started again and does its part again, to the same n
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -109,6 +110,8 @@ class RayRoad(Road):
         else:  # to start in the middle costs a scan of the source
             items = [(run.start, run.stop) for run in runs(missing)]
         with silent_ray_data():
+            # A worker that died again and again is told in a sentence; Ray Data would print its traces before.
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)
             for answer in self._answers(task, items, work):
                 if "error" in answer:
                     raise USER_ERRORS.get(answer["kind"], ServingError)(answer["error"])
@@ -138,7 +141,7 @@ class RayRoad(Road):
                 fn_constructor_args=(task.computing, work, task.groups is not None),
                 num_cpus=1,
                 num_gpus=self._gpus,
-                max_restarts=WORKER_RETRIES,
+                max_restarts=-1,
                 max_task_retries=WORKER_RETRIES,
             )
         try:
