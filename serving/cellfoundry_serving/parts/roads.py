@@ -106,8 +106,6 @@ def open_road(
         )
     why = "the source is in memory" if in_memory else "--workers N uses Ray"
     if not in_memory and (workers is not None or os.environ.get("RAY_ADDRESS")):
-        # At its default, Ray's core prints an error about every actor of Ray Data, which is none.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         with ray_cluster(min_cpus=(workers or 0) + 1):
             from cellfoundry_serving.parts.ray_workers import RayRoad, cluster_gpus
 
