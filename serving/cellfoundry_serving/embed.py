@@ -11,8 +11,8 @@ from pathlib import Path
 
 from anndata import AnnData
 
-from cellfoundry_data.ingest.plan import absolute
 from cellfoundry_data.readers.location import as_location
+from cellfoundry_data.urls import is_url
 from cellfoundry_serving.encode import (
     Progress,
     Source,
@@ -195,12 +195,9 @@ def absolute_source(source: Source) -> Source:
     if isinstance(source, AnnData):
         return source
     if isinstance(source, str | Path):
-        return absolute(as_location(source))
-    return (
-        absolute(as_location(source[0]))
-        if len(source) == 1
-        else [absolute(as_location(each)) for each in source]
-    )
+        where = as_location(source)
+        return where if is_url(where) else str(Path(where).absolute())  # of a link, the link's own name
+    return absolute_source(source[0]) if len(source) == 1 else [str(absolute_source(each)) for each in source]
 
 
 def check_source_is_kept(source: Source, out: Path, *, adds_to_it: bool) -> None:

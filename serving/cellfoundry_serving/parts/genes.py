@@ -32,10 +32,11 @@ def chosen_genes(genes: str | Path | Sequence[str], vocab_genes: Sequence[str]) 
     found = find_genes(names, Vocabulary(tuple(vocab_genes)))
     unknown = [name for name, position in zip(names, found, strict=True) if position < 0]
     if unknown:
+        nor_a_file = ", and no file of that name is here" if names == [genes] else ""
         more = f" and {len(unknown) - NAMED:,} more" if len(unknown) > NAMED else ""
         raise ServingError(
             f"--genes: {', '.join(unknown[:NAMED])}{more} {'is' if len(unknown) == 1 else 'are'} not among the model's "
-            f"{len(vocab_genes):,} genes; its vocab.tsv lists them."
+            f"{len(vocab_genes):,} genes{nor_a_file}; its vocab.tsv lists them."
         )
     _, first, counts = np.unique(found, return_index=True, return_counts=True)
     if (counts > 1).any():

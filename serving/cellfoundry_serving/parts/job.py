@@ -86,7 +86,7 @@ class EmbedJob:
             return progress
         missing = [part for part in range(self.task.computing.plan.n_parts) if part not in done]
         self.road.run(self.task, self.cells, missing, work, running, progress)
-        check_unchanged(self.task.source, self.task.identities)
+        check_unchanged(self.task.source, self.task.identities, stores=False)
         self._finish(work, running, progress)
         work.publish()
         return progress

@@ -219,7 +219,7 @@ def _cells_of(task: EmbedTask) -> Cells:
     if task.key not in _opened:
         _opened.clear()
         cells = open_for(task.computing.conventions, task.source, task.vocab_genes, task.layer)
-        check_unchanged(task.source, task.identities)
+        check_unchanged(task.source, task.identities, stores=True)
         _opened[task.key] = cells
     return _opened[task.key]
 

@@ -52,12 +52,15 @@ def check_same(begun: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
         )
 
 
-def check_unchanged(source: Any, identities: list[list[str]] | None) -> None:
-    """Raises ServingError where a source is not any more what ``source_identities`` said of it."""
+def check_unchanged(source: Any, identities: list[list[str]] | None, *, stores: bool) -> None:
+    """Raises ServingError where a source is not any more what ``source_identities`` said of it.
+
+    ``stores``: of stores too. One that is open shows its readers the version that they opened.
+    """
     if identities is None:
         return
-    for (name, before), (_, now) in zip(identities, source_identities(source), strict=True):
-        if before != now:
+    for path, (name, before) in zip(listed_sources(source), identities, strict=True):
+        if (stores or not is_store(path)) and _identity(path) != before:
             raise ServingError(
                 f"{name} was changed while it was embedded, so its rows would be a mix; run the command again with "
                 "--fresh."
