@@ -73,14 +73,14 @@ class Precision(StrEnum):
 
 
 def embed(
-    source: Path = typer.Argument(
+    sources: list[str] = typer.Argument(
         ...,
         metavar="SRC",
-        help=".h5ad, .zarr (AnnData), 10x .h5 or mtx folder, .csv/.tsv (cells x genes), .npy/.npz with the "
-        "vocabulary's columns, or a store.",
+        help="Counts: .h5ad, .zarr (AnnData), .loom, 10x .h5 or mtx folder, .csv/.tsv (cells x genes), .parquet "
+        "(cell, gene, count), .npy/.npz with the vocabulary's columns, or a store; several, folders and globs of them.",
     ),
     model: Path = typer.Option(..., help="Model directory (or the directory of an export)."),
-    out: Path = typer.Option(..., help="File to write: .h5ad, .npy, .parquet or .zarr."),
+    out: Path = typer.Option(..., help="Output to write: .h5ad, .npy, .parquet, .arrow or .zarr."),
     output: Output = typer.Option(
         Output.cell,
         help="cell: one vector a cell; gene: one vector a gene and cell; expression: predicted values.",
@@ -108,13 +108,43 @@ def embed(
         help="Matrix to read: X, raw or a layer's name. Default: the first that holds whole counts; X with "
         "--pre-normalized.",
     ),
+    genes: str | None = typer.Option(
+        None,
+        metavar="A,B,C|FILE",
+        help="Keep only these genes of gene embeddings or expression: names with commas, or a file with one a line.",
+    ),
+    mean_by: str | None = typer.Option(
+        None,
+        metavar="COLUMN",
+        help="Write the mean over the cells of each value of this obs column instead of every cell.",
+    ),
+    shards: bool = typer.Option(
+        False,
+        "--shards",
+        help="Make a .parquet or .arrow output a folder of files of 256 MB of vectors each.",
+    ),
+    workers: int | None = typer.Option(
+        None,
+        min=1,
+        help="Ray workers, each with the model on a GPU or else on one CPU. Default: one process, or a worker for each "
+        "GPU of the cluster that RAY_ADDRESS names.",
+    ),
+    num_gpus: float | None = typer.Option(
+        None, min=0, help="GPUs of each worker. Default: 1 where the cluster has GPUs."
+    ),
+    fresh: bool = typer.Option(
+        False, "--fresh", help="Start over: use nothing that a killed embedding has left."
+    ),
 ) -> None:
-    """Embed every cell; rows keep the source's order, cells without counts become NaN."""
+    """Embed every cell; rows keep the source's order, cells without counts become NaN.
+
+    A killed embedding goes on where it stopped when the same command runs again.
+    """
     from cellfoundry_serving.embed import embed as run_embed
 
     with ProgressDisplay() as progress:
         summary = run_embed(
-            source,
+            sources,
             model,
             out,
             output=output.value,
@@ -126,6 +156,12 @@ def embed(
             provider=provider.value if provider else None,
             precision=precision.value,
             layer=layer,
+            genes=genes,
+            mean_by=mean_by,
+            shards=shards,
+            workers=workers,
+            num_gpus=num_gpus,
+            fresh=fresh,
             progress=progress,
         )
     typer.echo(f"{out}: {summary}")

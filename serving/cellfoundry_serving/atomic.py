@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cellfoundry_data.store.replace import exchange
 from cellfoundry_serving.errors import ServingError
 
 
@@ -28,21 +29,30 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def put_in_place(path: Path, target: Path, aside: Path) -> None:
+    """Renames ``path`` onto ``target``, in one step where the system can exchange names.
+
+    Where a folder is replaced, the older output is at ``path`` or at ``aside`` afterwards, for the caller to remove.
+    """
+    if not target.exists() or not (target.is_dir() or path.is_dir()):
+        path.replace(target)
+    elif not exchange(path, target):
+        target.replace(aside)
+        path.replace(target)
+
+
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``target`` (nothing there yet); renamed onto it unless the body raises.
 
-    The body may make a file or a folder of it. An older output is replaced, and is back if that fails. Only a
-    file can be renamed onto a file, so where a folder is involved the older one first steps aside.
+    The body may make a file or a folder of it. An older output is replaced, and is back if that fails.
     """
     check_parent(target)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     replaced = target.with_name(f".{target.name}.{os.getpid()}.replaced")
     try:
         yield partial
-        if target.exists() and (target.is_dir() or partial.is_dir()):
-            target.replace(replaced)
-        partial.replace(target)
+        put_in_place(partial, target, replaced)
     finally:
         if replaced.exists() and not target.exists():
             replaced.replace(target)

@@ -1,4 +1,4 @@
-"""A source through an engine: read in blocks, cut by tokens, results block by block in the source's order."""
+"""A source through an engine: read ahead in blocks, cut by tokens, results block by block in the source's order."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ import numpy.typing as npt
 from anndata import AnnData
 
 from cellfoundry_data.batch import CellBatch
-from cellfoundry_data.source_cells import SourceCells
-from cellfoundry_data.store_cells import StoreCells, open_cells
+from cellfoundry_data.joined_cells import Cells
+from cellfoundry_data.store_cells import open_cells
 from cellfoundry_data.vocabulary import Vocabulary
 from cellfoundry_model.token_batch import TokenizedCells
 from cellfoundry_model.tokens import tokenize
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
+from cellfoundry_serving.read_ahead import read_ahead
 from cellfoundry_serving.token_batches import consecutive, token_counts
 
-Source: TypeAlias = str | Path | AnnData
+Source: TypeAlias = str | Path | AnnData | Sequence[str | Path]
 Progress = Callable[[str, int, int], None]
 
 READ_CELLS = 1024
-WRITE_BYTES = 64 * 2**20
-ENGINE_TOKENS = (
-    131_072  # per engine call: several of its own batches, so that it can group cells of like length
-)
+BLOCK_BYTES = 256 * 2**20
+"""Of results in memory at a time; gene embeddings of one cell take up to 39 MB."""
+ENGINE_TOKENS = 131_072
+"""Per engine call: several of its own batches, so that it can group cells of like length."""
 # Parts of an official checkpoint that were trained for an output; models pretrained here have no part.
 PARTS = {"cell": ("cell", "rde"), "gene": ("gene",), "expression": ("gene",)}
 
@@ -49,7 +50,7 @@ def encode_source(
     """All results of a source in memory, float32, in its row order; a cell without counts gives a row of NaN.
 
     Args:
-        src: file or folder of counts (see ``cellfoundry_data.readers``), a store, or an AnnData.
+        src: file of counts (see ``cellfoundry_data.readers``), a store, a folder or list of them, or an AnnData.
         engine: computes.
         output: "cell" (cells, width), "gene" (cells, genes, width) or "expression" (cells, genes).
         pool: "all" or "max", for cell output.
@@ -105,56 +106,83 @@ class EncodedBlocks:
         progress: Progress | None,
     ) -> None:
         self._engine = engine
-        self.conventions = dict(conventions)
         self._progress = progress
-        self._row_shape = engine.shape(conventions["output"], conventions["pool"])
-        check_decoder_fits(engine, conventions["output"])
-        warn_about_part(engine, conventions["output"])
-        self._cells = open_cells(
-            src,
-            Vocabulary(engine.vocab_genes),
-            values="counts" if conventions["pre_normalized"] == "F" else "normalized",
-            total_column=conventions["pre_normalized"] == "A",
-            layer=layer,
-        )
-        if (conventions["input_type"], conventions["pre_normalized"]) == ("bulk", "F"):
-            self.conventions["bulk_median"] = median_total(self._cells)
-        self.shape = (self._cells.n_cells, *self._row_shape)
+        row_shape = engine.shape(conventions["output"], conventions["pool"])
+        check_decoder_fits(engine.info, conventions["output"])
+        warn_about_part(engine.info, conventions["output"])
+        self._cells = open_for(conventions, src, engine.vocab_genes, layer)
+        self.conventions = with_bulk_median(conventions, self._cells)
+        self.shape = (self._cells.n_cells, *row_shape)
         self.obs = self._cells.obs
         self.empty_cells = 0
 
     def __iter__(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        block_rows = max(1, min(READ_CELLS, WRITE_BYTES // (4 * math.prod(self._row_shape))))
-        for batch, totals in self._cells.blocks(READ_CELLS):
-            self.empty_cells += int((np.diff(batch.indptr) == 0).sum())
-            for start in range(0, len(batch), block_rows):
-                rows = np.arange(start, min(start + block_rows, len(batch)))
-                block = self._encode(batch.select(rows), None if totals is None else totals[rows])
-                yield int(batch.row_ids[start]), block
+        for cells, totals in read_ahead(self._cells.blocks(READ_CELLS)):
+            self.empty_cells += count_empty(cells)
+            for first, block in encoded(self._engine, cells, totals, self.conventions):
+                if self._progress:
+                    self._progress("embed", first + len(block), self._cells.n_cells)
+                yield first, block
 
     def warn_about_empty_cells(self) -> None:
         """To be called when all is written: a warning that is raised as an error must not cost the output."""
-        if self.empty_cells:
-            warnings.warn(
-                f"{self.empty_cells:,} of {self._cells.n_cells:,} cells have no counts in the model's genes; "
-                "their rows are NaN.",
-                UserWarning,
-                stacklevel=2,
-            )
-
-    def _encode(self, batch: CellBatch, totals: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float32]:
-        block = np.empty((len(batch), *self._row_shape), dtype=np.float32)
-        for cells in consecutive(token_counts(batch), ENGINE_TOKENS, len(batch)):
-            rows = np.arange(cells.start, cells.stop)
-            block[rows] = self._engine.encode(
-                batch.select(rows), totals=None if totals is None else totals[rows], **self.conventions
-            )
-            if self._progress:
-                self._progress("embed", int(batch.row_ids[rows[-1]]) + 1, self._cells.n_cells)
-        return block
+        warn_about_empty_cells(self.empty_cells, self._cells.n_cells)
 
 
-def median_total(cells: SourceCells | StoreCells) -> float:
+def open_for(
+    conventions: dict[str, Any], src: Source, vocab_genes: Sequence[str], layer: str | None
+) -> Cells:
+    """The source's cells, read as the conventions say."""
+    pre_normalized = conventions["pre_normalized"]
+    return open_cells(
+        src,
+        Vocabulary(tuple(vocab_genes)),
+        values="counts" if pre_normalized == "F" else "normalized",
+        total_column=pre_normalized == "A",
+        layer=layer,
+    )
+
+
+def with_bulk_median(conventions: dict[str, Any], cells: Cells) -> dict[str, Any]:
+    """The keywords of ``Engine.encode``: for bulk counts the median total of all rows is among them."""
+    if (conventions["input_type"], conventions["pre_normalized"]) == ("bulk", "F"):
+        return conventions | {"bulk_median": median_total(cells)}
+    return dict(conventions)
+
+
+def encoded(
+    engine: Engine,
+    cells: CellBatch,
+    totals: npt.NDArray[np.float64] | None,
+    conventions: dict[str, Any],
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """(row id of the first cell, results) of neighbouring cells; the cuts depend on nothing but ``cells``."""
+    row_bytes = 4 * math.prod(engine.shape(conventions["output"], conventions["pool"]))
+    for part in consecutive(token_counts(cells), ENGINE_TOKENS, max(1, BLOCK_BYTES // row_bytes)):
+        rows = np.arange(part.start, part.stop)
+        part_totals = None if totals is None else totals[rows]
+        yield (
+            int(cells.row_ids[part.start]),
+            engine.encode(cells.select(rows), totals=part_totals, **conventions),
+        )
+
+
+def count_empty(cells: CellBatch) -> int:
+    """Cells without counts."""
+    return int((np.diff(cells.indptr) == 0).sum())
+
+
+def warn_about_empty_cells(empty: int, cells: int) -> None:
+    """A warning where some cells have no counts."""
+    if empty:
+        warnings.warn(
+            f"{empty:,} of {cells:,} cells have no counts in the model's genes; their rows are NaN.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def median_total(cells: Cells) -> float:
     """Median total over the vocabulary's genes, of the rows that have counts; ServingError where none has."""
     totals = np.concatenate([batch.totals() for batch, _ in cells.blocks(READ_CELLS)])
     totals = totals[totals > 0]
@@ -163,11 +191,11 @@ def median_total(cells: SourceCells | StoreCells) -> float:
     return float(np.median(totals))
 
 
-def check_decoder_fits(engine: Engine, output: str) -> None:
+def check_decoder_fits(info: dict[str, Any], output: str) -> None:
     """Raises ServingError for the decoder's outputs where a fine-tuning run changed the encoder before it."""
     if output == "cell":
         return
-    record = engine.info.get("finetuned")
+    record = info.get("finetuned")
     while record:
         if record["config"]["tune"] != "head":
             raise ServingError(
@@ -177,9 +205,9 @@ def check_decoder_fits(engine: Engine, output: str) -> None:
         record = record.get("before")
 
 
-def warn_about_part(engine: Engine, output: str) -> None:
+def warn_about_part(info: dict[str, Any], output: str) -> None:
     """Warns where an official checkpoint's part was trained for another output."""
-    part = engine.info.get("part")
+    part = info.get("part")
     if part is not None and part not in PARTS[output]:
         warnings.warn(
             f"The model is part {part!r} of an official checkpoint, but {output} output is made for part "

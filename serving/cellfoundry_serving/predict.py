@@ -80,7 +80,7 @@ def predict(
     started = time.monotonic()
     out = Path(out)
     check_predictions_output(out)
-    check_source_is_kept(src, out, "cell")
+    check_source_is_kept(src, out, adds_to_it=out.suffix.lower() == ".h5ad")
     runner = open_engine(model_dir, engine, precision)
     head = load_head(model_dir, runner.info)
     predicted, obs = predict_source(src, runner, head, layer=layer, progress=progress)

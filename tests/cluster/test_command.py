@@ -73,6 +73,11 @@ def on_cluster(root: Any, line: str, shared: list[Path] | None = None) -> tuple[
             "embed --model=in/store --out=/o.npy --precision=bf16 --layer=X /on/cluster.h5ad",
             ["store"],
         ),
+        (
+            "embed donors a.h5ad --model store --out /o.zarr --genes mine.yaml --workers 4 --num-gpus 1",
+            "embed --model=in/store --out=/o.zarr --genes=in/mine.yaml --workers=4 --num-gpus=1.0 in/donors in/a.h5ad",
+            ["donors", "a.h5ad", "store", "mine.yaml"],
+        ),
     ],
 )
 def test_paths_become_what_holds_in_the_job(

@@ -32,6 +32,7 @@ from cellfoundry_serving.encode import encode_source
 from cellfoundry_serving.engines import open_engine
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
+from cellfoundry_serving.parts import plan
 
 NAN_WARNING = r"2 of 9 cells have no counts in the model's genes"
 
@@ -127,8 +128,8 @@ def test_gene_axis_outputs_stream_in_small_blocks(
     output: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(encode_module, "READ_CELLS", 4)
-    monkeypatch.setattr(encode_module, "WRITE_BYTES", 3 * 4 * 400 * (16 if output == "gene" else 1))
+    monkeypatch.setattr(plan, "PART_CELLS", 4)
+    monkeypatch.setattr(encode_module, "BLOCK_BYTES", 3 * 4 * 400 * (16 if output == "gene" else 1))
     done: list[int] = []
     for suffix in ("npy", "zarr"):
         embed_with_warning(
@@ -143,7 +144,7 @@ def test_gene_axis_outputs_stream_in_small_blocks(
     for array in (np.load(tmp_path / "out.npy"), group["embedding"][:]):
         np.testing.assert_allclose(array, expected, atol=1e-4, rtol=0)
     assert group["genes"][:].tolist() == list(engine.vocab_genes)
-    assert done == [3, 4, 7, 8, 9] * 2
+    assert sorted(set(done)) == [0, 3, 4, 7, 8, 9]
 
 
 def test_expression_as_anndata_and_parquet(
@@ -192,7 +193,12 @@ def test_conventions_reach_the_engine(
 @pytest.mark.parametrize(
     ("out", "options", "error", "message"),
     [
-        ("out.txt", {}, ServingError, "unknown output format; use one of .h5ad, .npy, .parquet, .zarr"),
+        (
+            "out.txt",
+            {},
+            ServingError,
+            "unknown output format; use one of .h5ad, .npy, .parquet, .arrow, .zarr",
+        ),
         ("out.h5ad", {"output": "gene"}, ServingError, "use one of .npy, .zarr"),
         ("no/out.npy", {}, ServingError, "folder of .* does not exist"),
         ("out.npy", {"pool": "mean"}, ModelError, "pool"),
@@ -226,7 +232,7 @@ def test_a_failure_midway_keeps_the_older_output(
     out = tmp_path / f"out.{suffix}"
     embed_with_warning(adata, model_dir, out)
     older = {path: path.read_bytes() for path in [out, *out.rglob("*")] if path.is_file()}
-    monkeypatch.setattr(encode_module, "READ_CELLS", 4)
+    monkeypatch.setattr(plan, "PART_CELLS", 4)
     adata.X.data[-1] = 0.5
     with pytest.raises(DataError, match="already normalised"):
         embed(adata, model_dir, out)

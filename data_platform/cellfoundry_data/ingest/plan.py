@@ -190,7 +190,7 @@ def source_names(sources: Sequence[str], taken: set[str]) -> list[str]:
         raise DataError("no source was given: name at least one file of counts.")
     public = [public_path(path) for path in sources]
     if len({absolute(path) for path in sources}) < len(sources):
-        raise DataError("a source was given twice: its cells would be repeated in the store.")
+        raise DataError("a source was given twice: its cells would be repeated.")
     short = [name_of(path) for path in sources]
     if len(set(short)) == len(short) and taken.isdisjoint(short):
         return short

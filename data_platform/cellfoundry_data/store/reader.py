@@ -214,12 +214,8 @@ class Store:
         )
 
     def obs_frame(self) -> pd.DataFrame:
-        """``obs`` as pandas, (cells,); a boolean column with gaps is nullable, which AnnData can write."""
-        frame = self.obs.to_pandas()
-        for field in self.obs.schema:
-            if pa.types.is_boolean(field.type) and self.obs[field.name].null_count:
-                frame[field.name] = frame[field.name].astype("boolean")
-        return frame
+        """``obs`` as pandas, (cells,)."""
+        return obs_as_frame(self.obs)
 
     def cell_keys(self, shard: int) -> npt.NDArray[np.uint64]:
         """Keys of a shard's cells, uint64, (cells of the shard,); see ``cell_keys``."""
@@ -341,6 +337,15 @@ class Store:
             profile=self.manifest["profile"],
             store=self.path,
         )
+
+
+def obs_as_frame(obs: pa.Table) -> pd.DataFrame:
+    """A table of cells as pandas, (cells,); a boolean column with gaps is nullable, which AnnData can write."""
+    frame = obs.to_pandas()
+    for field in obs.schema:
+        if pa.types.is_boolean(field.type) and obs[field.name].null_count:
+            frame[field.name] = frame[field.name].astype("boolean")
+    return frame
 
 
 def _reopen(path: Path | str, cache: Path | None, cache_bytes: int) -> Store:

@@ -61,7 +61,9 @@ def work_folder(store: Path) -> Iterator[Path]:
     """
     store.parent.mkdir(parents=True, exist_ok=True)
     work = store.parent / f".{store.name}.partial"
-    lock = _locked_folder(work, store)
+    lock = locked_folder(
+        work, f"another process is writing the store {store}: wait for it, or choose another --store."
+    )
     try:
         for old in store.parent.glob(f".{store.name}.old-*"):
             _remove_unread(old)
@@ -70,8 +72,10 @@ def work_folder(store: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _locked_folder(work: Path, store: Path) -> int:
-    """Descriptor of ``work``, locked; made where it is missing."""
+def locked_folder(work: Path, busy: str) -> int:
+    """Descriptor of ``work``, locked until it is closed; made where it is missing. DataError(``busy``) where another
+    process has it.
+    """
     while True:
         work.mkdir(exist_ok=True)
         lock = os.open(work, os.O_RDONLY)
@@ -82,9 +86,7 @@ def _locked_folder(work: Path, store: Path) -> int:
                 return lock
         except BlockingIOError as error:
             os.close(lock)
-            raise DataError(
-                f"another process is writing the store {store}: wait for it, or choose another --store."
-            ) from error
+            raise DataError(busy) from error
         os.close(lock)
 
 
@@ -128,7 +130,7 @@ def publish(folder: Path, store: Path) -> None:
     sync_tree(folder)
     if not store.exists():
         folder.rename(store)
-    elif _exchange(folder, store):
+    elif exchange(folder, store):
         retire(folder, store)
     else:
         old = _free_name(store)
@@ -228,7 +230,7 @@ def _remove_unread(old: Path) -> None:
         os.close(lock)
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def exchange(one: Path, other: Path) -> bool:
     """Exchange two names atomically (Linux ``renameat2``); False where the system cannot."""
     if not sys.platform.startswith("linux"):
         return False

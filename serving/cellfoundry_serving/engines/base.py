@@ -21,6 +21,7 @@ class Engine(ABC):
 
     Attributes:
         name: "torch", "onnx" or "tensorrt".
+        precision: of the arithmetic: "fp32", "fp16", "bf16" or "int8".
         why: one sentence: why this engine runs, and on what.
         info: facts about the model; always weights_sha256 and vocabulary_sha256.
         vocab_genes: gene names in position order.
@@ -28,6 +29,7 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
+    precision: str = "fp32"
 
     def __init__(
         self, vocab_genes: Sequence[str], encoder_width: int, info: dict[str, Any], why: str

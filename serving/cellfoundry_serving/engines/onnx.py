@@ -47,7 +47,7 @@ class OnnxEngine(PaddedEngine):
         vocabulary = check_belongs(facts, self._folder, ONNX_FILE)
         config = ModelConfig.from_dict(facts["architecture"])
         self._heads = config.encoder_heads
-        self.precision: str = facts["precision"]
+        self.precision = facts["precision"]
         self.decoder_width = config.decoder_width
         self.has_decoder = (self._folder / DECODER_FILE).is_file()
         self.max_decoder_cells = max(1, DECODER_BYTES // decoder_cell_bytes(config))

@@ -42,7 +42,8 @@ class TensorRTEngine(PaddedEngine):
         self._contexts = [self._engine.create_execution_context() for _ in self._profiles]
         for index, context in enumerate(self._contexts):
             context.set_optimization_profile_async(index, torch.cuda.current_stream().cuda_stream)
-        why = f"{PLAN_FILE} on {machine.tensorrt} ({machine.gpu}, {facts['precision']})"
+        self.precision = facts["precision"]
+        why = f"{PLAN_FILE} on {machine.tensorrt} ({machine.gpu}, {self.precision})"
         super().__init__(vocabulary.genes, facts["architecture"]["encoder_width"], facts["info"], why)
 
     def run(

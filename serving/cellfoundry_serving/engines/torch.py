@@ -26,6 +26,7 @@ class TorchEngine(Engine):
         self, model_dir: str | Path, precision: Precision = "fp32", device: str | None = None
     ) -> None:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.precision = precision
         self.loaded = load_model(model_dir, device)
         self._embedder = Embedder(self.loaded, device=device, precision=precision)
         why = f"{WEIGHTS_FILE} on torch {torch.__version__} ({device}, {precision}, packed tokens)"

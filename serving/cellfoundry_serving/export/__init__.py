@@ -157,7 +157,7 @@ def why_no_decoder(reference: TorchEngine) -> str:
     from cellfoundry_serving.encode import check_decoder_fits
 
     try:
-        check_decoder_fits(reference, "gene")
+        check_decoder_fits(reference.info, "gene")
     except ServingError as error:
         return str(error)
     return ""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 OBSM_KEY = "X_cellfoundry"
+
+Blocks: TypeAlias = Iterable[tuple[int, npt.NDArray[np.float32]]]
+"""(first row, float32 rows) in order."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,12 @@ class OutputSpec:
 
     Attributes:
         output: "cell", "gene" or "expression".
-        shape: (cells, width), (cells, genes, width) or (cells, genes).
-        obs: the source's obs, indexed by cell name, (cells,) rows in the source's order.
-        genes: the model's vocabulary; the gene axis of gene and expression outputs.
+        shape: (cells, width), (cells, genes, width) or (cells, genes); of means, groups in place of cells.
+        obs: the source's obs, indexed by cell name, (cells,) rows in the source's order; of means one row a group.
+        genes: the gene axis of gene and expression outputs.
         provenance: model hash, conventions and the like, kept beside the numbers where the format can.
-        source: path or AnnData that the cells came from.
+        source: what the cells came from; None for means, which keep nothing of it.
+        rows: what a row is, "cells" or "groups".
     """
 
     output: str
@@ -33,22 +37,16 @@ class OutputSpec:
     genes: tuple[str, ...]
     provenance: dict[str, str]
     source: Any
+    rows: str = "cells"
 
 
-class EmbeddingWriter(ABC):
-    """Takes rows in the source's order, block by block, into a temporary path; the caller renames it.
-
-    A writer holds one block in memory at a time.
-    """
-
-    def __init__(self, path: Path, spec: OutputSpec) -> None:
-        self.path = path
-        self.spec = spec
+class RowsOnDisk(ABC):
+    """A float32 array on disk that parts write their rows to, from several processes if need be."""
 
     @abstractmethod
     def write(self, first: int, block: npt.NDArray[np.float32]) -> None:
-        """Rows ``first`` to ``first + len(block)``; blocks come in order."""
+        """Rows ``first`` to ``first + len(block)``; those of one part come in order."""
 
     @abstractmethod
-    def close(self) -> None:
-        """Flushes and closes; called once, after the last block or after a failure."""
+    def commit(self, start: int, stop: int) -> None:
+        """Has rows [start, stop), a whole part, on the disk when it returns."""

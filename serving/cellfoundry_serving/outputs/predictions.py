@@ -15,7 +15,7 @@ from cellfoundry_serving.atomic import atomic_path, check_parent
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.outputs.base import OutputSpec
 from cellfoundry_serving.outputs.h5ad import write_base
-from cellfoundry_serving.outputs.parquet import obs_table
+from cellfoundry_serving.outputs.tables import obs_table
 
 SUFFIXES = (".csv", ".parquet", ".h5ad")
 UNS_KEY = "cellfoundry_prediction"

@@ -16,8 +16,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from cellfoundry_data.batch import CellBatch
-from cellfoundry_data.source_cells import SourceCells
-from cellfoundry_data.store_cells import StoreCells
+from cellfoundry_data.joined_cells import Cells
 from cellfoundry_model.embedder import micro_batches
 from cellfoundry_model.token_batch import TokenBatch, TokenizedCells
 from cellfoundry_training.errors import TrainingError
@@ -61,7 +60,7 @@ class TokenInputs:
 
 
 def read_cells(
-    cells: SourceCells | StoreCells,
+    cells: Cells,
     wanted_C: npt.NDArray[np.bool_],
     take: Callable[[CellBatch], Part],
     progress: Progress | None,

@@ -20,8 +20,8 @@ from anndata import AnnData
 from torch import nn
 
 from cellfoundry_data.batch import CellBatch
-from cellfoundry_data.source_cells import SourceCells
-from cellfoundry_data.store_cells import StoreCells, open_cells
+from cellfoundry_data.joined_cells import Cells
+from cellfoundry_data.store_cells import open_cells
 from cellfoundry_data.vocabulary import Vocabulary
 from cellfoundry_model.checkpoint import LoadedModel, check_replaceable, load_model, save_model
 from cellfoundry_model.embedder import Embedder
@@ -176,7 +176,7 @@ def _device(name: str) -> torch.device:
 
 def _inputs(
     loaded: LoadedModel,
-    cells: SourceCells | StoreCells,
+    cells: Cells,
     labels: Labels,
     config: FinetuneConfig,
     device: torch.device,

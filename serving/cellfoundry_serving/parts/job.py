@@ -1,0 +1,167 @@
+"""An embedding from laying out its work folder to its output, whatever of that is done already."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from cellfoundry_data.joined_cells import Cells
+from cellfoundry_serving.atomic import remove
+from cellfoundry_serving.encode import Progress
+from cellfoundry_serving.errors import ServingError
+from cellfoundry_serving.outputs.base import OutputSpec
+from cellfoundry_serving.outputs.dispatch import (
+    ANY_ORDER,
+    create_rows,
+    finish_in_place,
+    waiting_blocks,
+    write_array,
+    write_in_order,
+)
+from cellfoundry_serving.parts.means import GroupSums, SumsCheckpoint, check_sums_fit
+from cellfoundry_serving.parts.progress import PartProgress
+from cellfoundry_serving.parts.request import check_same, check_unchanged
+from cellfoundry_serving.parts.roads import Road
+from cellfoundry_serving.parts.task import EmbedTask
+from cellfoundry_serving.parts.work_folder import WorkFolder
+
+
+@dataclass(frozen=True)
+class EmbedJob:
+    """What is to be made, and by whom.
+
+    Attributes:
+        task: the parts.
+        road: computes them.
+        cells: the source.
+        groups: names of the groups of means; None writes every cell.
+        request: what decides the numbers; a work folder of another request is not used.
+        progress: see ``embed``.
+    """
+
+    task: EmbedTask
+    road: Road
+    cells: Cells
+    groups: Sequence[str] | None
+    request: dict[str, Any]
+    progress: Progress | None
+
+    def prepare(self, work: WorkFolder, *, fresh: bool) -> None:
+        """Keep what is there of this request, and clear the folder of what is of no use.
+
+        Raises:
+            ServingError: what is there is of another request and ``fresh`` is not set.
+        """
+        begun = work.request
+        if fresh or begun is None or not work.has_progress or (work.is_published and begun != self.request):
+            work.clear()
+        else:
+            check_same(begun, self.request, work.out)
+
+    def go_on(self, work: WorkFolder) -> PartProgress:
+        """Do what is missing, and put the output in its place.
+
+        Raises:
+            ServingError: the disk is too small, or a source has changed.
+        """
+        if work.request is None:
+            self._lay_out(work)
+        if self.groups is not None:
+            check_sums_fit(len(self.groups), self.task.computing.row_shape)
+            sums = GroupSums(
+                len(self.groups), self.task.computing.row_shape, self.task.computing.plan.n_cells
+            )
+            running = SumsCheckpoint(work, sums)
+            done = running.parts
+        else:
+            running, done = None, work.committed()
+        progress = PartProgress(self.task.computing.plan.n_cells, done.values(), self.progress)
+        if work.is_finished:
+            work.finish_publishing()
+            return progress
+        missing = [part for part in range(self.task.computing.plan.n_parts) if part not in done]
+        self.road.run(self.task, self.cells, missing, work, running, progress)
+        check_unchanged(self.task.source, self.task.identities, stores=False)
+        self._finish(work, running, progress)
+        work.publish()
+        return progress
+
+    def _lay_out(self, work: WorkFolder) -> None:
+        plan = self.task.computing.plan
+        if self.groups is None:
+            shape = (plan.n_cells, *self.task.computing.row_shape)
+            require_space(work, 4 * math.prod(shape))
+            create_rows(work.rows, work.suffix, shape, plan.chunk_cells)
+        work.begin(self.request)
+
+    def _finish(self, work: WorkFolder, running: SumsCheckpoint | None, progress: PartProgress) -> None:
+        if running is None or self.groups is None:
+            obs, source, rows, n_rows = (
+                self.cells.obs,
+                self.task.source,
+                "cells",
+                self.task.computing.plan.n_cells,
+            )
+        else:
+            running.save()
+            counts = running.sums.counts
+            obs = pd.DataFrame({"n_cells": counts}, index=list(self.groups))
+            source, rows, n_rows = None, "groups", len(counts)
+        spec = OutputSpec(
+            self.request["output"],
+            (n_rows, *self.task.computing.row_shape),
+            obs,
+            self._genes(),
+            self._provenance(progress),
+            source,
+            rows,
+        )
+        if running is None and work.suffix in ANY_ORDER:
+            finish_in_place(work.output, work.suffix, spec)
+            return
+        unfinished = work.path / "unfinished"
+        remove(unfinished)
+        if running is not None:
+            write_array(unfinished, work.suffix, spec, running.sums.means())
+        else:
+            blocks = waiting_blocks(work.rows)
+            write_in_order(unfinished, work.suffix, spec, blocks, shards=self.request["shards"])
+        remove(work.output)
+        unfinished.rename(work.output)
+
+    def _genes(self) -> tuple[str, ...]:
+        genes = self.task.vocab_genes
+        return (
+            genes
+            if self.task.computing.genes is None
+            else tuple(genes[position] for position in self.task.computing.genes)
+        )
+
+    def _provenance(self, progress: PartProgress) -> dict[str, str]:
+        info = self.road.facts.info
+        return (
+            {name: str(value) for name, value in self.task.computing.conventions.items()}
+            | {
+                "engine": " and ".join(progress.engines),
+                "model_sha256": str(info["weights_sha256"]),
+                "vocabulary_sha256": str(info["vocabulary_sha256"]),
+                "cellfoundry": str(self.request["version"]),
+            }
+            | ({"mean_by": str(self.request["mean_by"])} if self.groups is not None else {})
+        )
+
+
+def require_space(work: WorkFolder, size: int) -> None:
+    """Raises ServingError where the disk has less room than the numbers of the output take."""
+    free = shutil.disk_usage(work.path).free
+    # Chunks of a Zarr output are compressed, floats to about nine tenths.
+    if free < size * (0.9 if work.suffix == ".zarr" else 1):
+        raise ServingError(
+            f"{work.out} takes {size / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free there; choose another --out, or "
+            "a smaller output: --genes, --mean-by, --pool max."
+        )

@@ -1,0 +1,67 @@
+"""What decides the numbers of an embedding: a work folder goes on only with the request that it was begun for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cellfoundry_data.ingest.plan import identity
+from cellfoundry_data.readers.location import name_of
+from cellfoundry_data.store.format import MANIFEST
+from cellfoundry_data.store.manifest import parse
+from cellfoundry_data.store_cells import is_store, listed_sources
+from cellfoundry_serving.errors import ServingError
+
+NAMES = {
+    "sources": "other sources, or sources that have changed since",
+    "model": "another model",
+    "engine": "another engine",
+    "precision": "another precision",
+    "output": "another --output",
+    "pool": "another --pool",
+    "target": "another --target",
+    "input_type": "another --input-type",
+    "pre_normalized": "another --pre-normalized",
+    "layer": "another --layer",
+    "genes": "other --genes",
+    "mean_by": "another --mean-by",
+    "shards": "or without --shards",
+}
+
+
+def source_identities(source: str | Path | Sequence[str | Path]) -> list[list[str]]:
+    """Name and a text that changes with the content, of every source: a store's manifest, sizes and times of files."""
+    return [[name_of(path), _identity(path)] for path in listed_sources(source)]
+
+
+def _identity(path: str) -> str:
+    if is_store(path):
+        return str(parse((Path(path) / MANIFEST).read_bytes(), path)["sha256"])
+    return identity(path)[0]
+
+
+def check_same(begun: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
+    """Raises ServingError where an unfinished embedding was begun for something else than is asked now."""
+    differing = [name for name in {**begun, **asked} if begun.get(name) != asked.get(name)]
+    if differing:
+        what = NAMES.get(differing[0], "another version of CellFoundry")
+        raise ServingError(
+            f"{out} has an unfinished embedding of {what}: run that command again to finish it, give another --out, or "
+            "add --fresh to discard it."
+        )
+
+
+def check_unchanged(source: Any, identities: list[list[str]] | None, *, stores: bool) -> None:
+    """Raises ServingError where a source is not any more what ``source_identities`` said of it.
+
+    ``stores``: of stores too. One that is open shows its readers the version that they opened.
+    """
+    if identities is None:
+        return
+    for path, (name, before) in zip(listed_sources(source), identities, strict=True):
+        if (stores or not is_store(path)) and _identity(path) != before:
+            raise ServingError(
+                f"{name} was changed while it was embedded, so its rows would be a mix; run the command again with "
+                "--fresh."
+            )
