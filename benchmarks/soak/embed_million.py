@@ -236,7 +236,7 @@ def _result(
     middle = second.megabytes[tenth:-tenth] or second.megabytes
     quarter = max(1, len(middle) // 4)
     return {
-        "soak": "a million synthetic cells embedded, killed half-way, resumed",
+        "soak": "synthetic cells embedded, killed half-way, resumed",
         "cells": arguments.cells,
         "format": arguments.format,
         "workers": arguments.workers or "one process",

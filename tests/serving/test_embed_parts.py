@@ -463,6 +463,15 @@ def test_ray_workers_go_on_with_means_that_this_process_began(
 
 
 @pytest.mark.usefixtures("ray_local")
+def test_a_cluster_without_several_gpus_leaves_the_work_to_this_process(
+    atlas: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    summary = run(atlas, model_dir, tmp_path / "out.npy")
+    assert "in one process (the cluster of RAY_ADDRESS has no GPU" in str(summary)
+
+
+@pytest.mark.usefixtures("ray_local")
 def test_mistakes_with_ray_workers_are_told_in_one_sentence(
     atlas: Path, model_dir: Path, tmp_path: Path
 ) -> None:
