@@ -72,7 +72,7 @@ def test_both_engines_take_the_same_steps() -> None:
     assert all(spent > 0 for seconds in sides.seconds.values() for spent in seconds)
 
 
-def test_a_run_reports_its_phases() -> None:
+def test_a_run_reports_its_phases(ray_local: None) -> None:
     rows = {
         row.what: row for row in whole_run.run_rows("tiny", 1, whole_run.WARM_STEPS + 2, ["batch_cells=1"])
     }

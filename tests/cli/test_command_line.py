@@ -14,13 +14,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-COMMAND = Path(sys.executable).parent / "cellfoundry"
-
-
-def cellfoundry(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(COMMAND), *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=80, check=False
-    )
+from .conftest import COMMAND, entry_point, program
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -94,7 +88,7 @@ def test_help_loads_neither_torch_nor_ray() -> None:
     ids=" ".join,
 )
 def test_every_promised_command_has_help(command: tuple[str, ...]) -> None:
-    result = cellfoundry(*command, "--help")
+    result = entry_point(*command, "--help")
     assert result.returncode == 0
     assert "Usage: cellfoundry" in result.stdout
 
@@ -126,7 +120,7 @@ def test_a_stopped_command_leaves_nothing(
 def test_version_is_the_packages() -> None:
     import importlib.metadata
 
-    assert cellfoundry("--version").stdout.split() == [
+    assert program("--version").stdout.split() == [
         "cellfoundry",
         importlib.metadata.version("cellfoundry"),
     ]
@@ -152,7 +146,7 @@ def test_unreadable_source_is_one_sentence(
     if content is not None:
         source.write_bytes(content)
     out = tmp_path / "out.h5ad"
-    assert_refused(cellfoundry("embed", source, "--model", model_dir, "--out", out), *words)
+    assert_refused(entry_point("embed", source, "--model", model_dir, "--out", out), *words)
     assert sorted(tmp_path.iterdir()) == ([source] if content is not None else [])
 
 
@@ -168,14 +162,14 @@ def test_impossible_count_names_row_and_gene(
     counts[2, 3] = value
     source = write_h5ad(tmp_path / "cells.h5ad", counts, GENES)
     out = tmp_path / "out.npy"
-    result = cellfoundry("embed", source, "--model", model_dir, "--out", out)
+    result = entry_point("embed", source, "--model", model_dir, "--out", out)
     assert_refused(result, "cells.h5ad", "cell2", "LYZ", *words)
     assert sorted(tmp_path.iterdir()) == [source]
 
 
 def test_foreign_genes_are_shown_beside_the_vocabulary(model_dir: Path, tmp_path: Path) -> None:
     source = write_h5ad(tmp_path / "mouse.h5ad", np.ones((3, 3)), ["Cd3d", "Cd8a", "Ms4a1"])
-    result = cellfoundry("embed", source, "--model", model_dir, "--out", tmp_path / "out.npy")
+    result = entry_point("embed", source, "--model", model_dir, "--out", tmp_path / "out.npy")
     assert_refused(result, "mouse.h5ad", "0 of 3", "Cd3d", "A1BG")
 
 
@@ -183,7 +177,7 @@ def test_cells_without_counts_become_nan_in_place_and_are_counted(model_dir: Pat
     counts = np.ones((5, len(GENES)))
     counts[[1, 3]] = 0
     source = write_h5ad(tmp_path / "cells.h5ad", counts, GENES)
-    result = cellfoundry("embed", source, "--model", model_dir, "--out", tmp_path / "out.npy")
+    result = program("embed", source, "--model", model_dir, "--out", tmp_path / "out.npy")
     assert result.returncode == 0, result.stderr
     assert next(line for line in result.stderr.splitlines() if line.startswith("warning: ")).count("2") >= 1
     embedding = np.load(tmp_path / "out.npy", allow_pickle=False)
@@ -196,7 +190,7 @@ def test_duplicate_genes_are_summed_and_said(model_dir: Path, tmp_path: Path) ->
     counts[:, 0] = 4
     whole = write_h5ad(tmp_path / "whole.h5ad", counts, GENES)
     for source in (split, whole):
-        result = cellfoundry("embed", source, "--model", model_dir, "--out", source.with_suffix(".npy"))
+        result = entry_point("embed", source, "--model", model_dir, "--out", source.with_suffix(".npy"))
         assert result.returncode == 0, result.stderr
         assert ("summed" in result.stderr) == (source == split)
     np.testing.assert_allclose(
@@ -206,13 +200,13 @@ def test_duplicate_genes_are_summed_and_said(model_dir: Path, tmp_path: Path) ->
 
 def test_unknown_output_suffix_is_refused_before_any_work(model_dir: Path, tmp_path: Path) -> None:
     source = write_h5ad(tmp_path / "cells.h5ad", np.ones((3, len(GENES))), GENES)
-    result = cellfoundry("embed", source, "--model", model_dir, "--out", tmp_path / "out.xlsx")
+    result = entry_point("embed", source, "--model", model_dir, "--out", tmp_path / "out.xlsx")
     assert_refused(result, ".xlsx", ".h5ad", ".parquet")
 
 
 def test_missing_model_directory_is_one_sentence(tmp_path: Path) -> None:
     source = write_h5ad(tmp_path / "cells.h5ad", np.ones((3, len(GENES))), GENES)
-    result = cellfoundry("embed", source, "--model", tmp_path / "nowhere", "--out", tmp_path / "out.npy")
+    result = program("embed", source, "--model", tmp_path / "nowhere", "--out", tmp_path / "out.npy")
     assert_refused(result, "nowhere")
 
 
@@ -225,21 +219,21 @@ def test_malicious_checkpoint_never_runs(tmp_path: Path) -> None:
 
     checkpoint = tmp_path / "bad.ckpt"
     checkpoint.write_bytes(pickle.dumps(Payload()))
-    assert_refused(cellfoundry("model", "import", checkpoint, "--out", tmp_path / "model"), "bad.ckpt")
+    assert_refused(program("model", "import", checkpoint, "--out", tmp_path / "model"), "bad.ckpt")
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "model").exists()
 
 
 def test_engine_without_an_export_names_the_command(model_dir: Path, tmp_path: Path) -> None:
     source = write_h5ad(tmp_path / "cells.h5ad", np.ones((3, len(GENES))), GENES)
-    result = cellfoundry(
+    result = entry_point(
         "embed", source, "--model", model_dir, "--out", tmp_path / "out.npy", "--engine", "onnx"
     )
     assert_refused(result, "cellfoundry model export")
 
 
 def test_unknown_config_key_is_named(tmp_path: Path) -> None:
-    result = cellfoundry(
+    result = program(
         "train",
         "pretrain",
         "--config",
@@ -255,20 +249,19 @@ def test_unknown_config_key_is_named(tmp_path: Path) -> None:
 
 
 def test_public_bind_is_refused(model_dir: Path) -> None:
-    assert_refused(cellfoundry("serve", "--model", model_dir, "--host", "0.0.0.0"), "0.0.0.0")
+    assert_refused(program("serve", "--model", model_dir, "--host", "0.0.0.0"), "0.0.0.0")
 
 
 def test_unknown_suite_lists_the_known(tmp_path: Path) -> None:
-    assert_refused(cellfoundry("bench", "run", "nonsense", "--out", tmp_path), "nonsense", "kernels")
+    assert_refused(program("bench", "run", "nonsense", "--out", tmp_path), "nonsense", "kernels")
 
 
 def test_an_export_that_cannot_be_made_is_one_sentence_and_leaves_nothing(
     model_dir: Path, tmp_path: Path
 ) -> None:
-    result = cellfoundry(
+    result = entry_point(
         *("model", "export", model_dir, "--out", tmp_path / "out"),
-        *("--format", "onnx", "--precision", "int8", "--calibrate", "no.h5ad"),
-        cwd=tmp_path,
+        *("--format", "onnx", "--precision", "int8", "--calibrate", tmp_path / "no.h5ad"),
     )
     assert_refused(result, "no.h5ad")
     assert list(tmp_path.iterdir()) == []

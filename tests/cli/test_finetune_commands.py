@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import anndata
@@ -13,15 +12,10 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-COMMAND = Path(sys.executable).parent / "cellfoundry"
+from .conftest import COMMAND, entry_point, program
+
 GENES = ["CD3D", "CD8A", "MS4A1", "LYZ", "NKG7", "GNLY", "PPBP", "FCER1A"]
 CELLS = 90
-
-
-def cellfoundry(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(COMMAND), *map(str, arguments)], capture_output=True, text=True, timeout=80, check=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +55,7 @@ def cells(tmp_path: Path) -> Path:
 def test_from_labels_to_predictions(model_dir: Path, cells: Path, tmp_path: Path) -> None:
     out = tmp_path / "typed"
     arguments = ("--model", model_dir, "--data", cells, "--label", "kind", "--out", out)
-    result = cellfoundry("train", "finetune", *arguments, "--last", "1", "--set", "learning_rate=0.02")
+    result = program("train", "finetune", *arguments, "--last", "1", "--set", "learning_rate=0.02")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[:2] == [
@@ -74,7 +68,7 @@ def test_from_labels_to_predictions(model_dir: Path, cells: Path, tmp_path: Path
     assert 'src="http' not in page
     assert 'href="http' not in page
 
-    result = cellfoundry("predict", cells, "--model", out, "--out", tmp_path / "kinds.csv")
+    result = program("predict", cells, "--model", out, "--out", tmp_path / "kinds.csv")
     assert result.returncode == 0, result.stderr
     assert "1 of 90 cells have no counts" in result.stderr
     table = pd.read_csv(tmp_path / "kinds.csv")
@@ -96,7 +90,7 @@ def test_mistakes_are_one_sentence(
     options: tuple[str, ...], words: str, model_dir: Path, cells: Path, tmp_path: Path
 ) -> None:
     arguments = ("--model", model_dir, "--data", cells, "--out", tmp_path / "out", *options)
-    result = cellfoundry("train", "finetune", *arguments)
+    result = entry_point("train", "finetune", *arguments)
     assert result.returncode == 2, result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -105,7 +99,7 @@ def test_mistakes_are_one_sentence(
 
 
 def test_a_model_without_a_head_predicts_nothing(model_dir: Path, cells: Path, tmp_path: Path) -> None:
-    result = cellfoundry("predict", cells, "--model", model_dir, "--out", tmp_path / "out.csv")
+    result = program("predict", cells, "--model", model_dir, "--out", tmp_path / "out.csv")
     assert result.returncode == 2
     assert "the model has no head" in result.stderr
     assert list(tmp_path.iterdir()) == [cells]

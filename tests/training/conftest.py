@@ -1,4 +1,4 @@
-"""Small random things for the model's tests: an official-format checkpoint of odd sizes, and sparse cells."""
+"""Small things for the tests: random checkpoints of the official format and sparse cells, and a finished run."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from cellfoundry_data.store.cell_keys import cell_keys
 from cellfoundry_data.store.replace import replacing_store
 from cellfoundry_data.store.writer import finish_store, start_store, write_shard
 from cellfoundry_data.vocabulary import Vocabulary
+from cellfoundry_training.config import PretrainConfig, load_config
+from cellfoundry_training.pretrain import PretrainResult, pretrain
 
 GENES = 40
 # No two sizes alike, and none in the ratio a constant would assume: a size taken from elsewhere would show.
@@ -25,6 +27,15 @@ ENCODER = {"hidden_dim": 12, "depth": 2, "heads": 3, "dim_head": 64, "module_typ
 DECODER = {"hidden_dim": 10, "depth": 2, "heads": 2, "dim_head": 6, "module_type": "performer"}
 STORE_GENES, STORE_CELLS = 50, 200
 BINS, ENCODER_FFN, DECODER_FFN, FEATURES, ALPHA = 7, 20, 26, 9, 0.8
+RUN_STEPS = 40
+RUN_SETTINGS = (
+    *(f"model.{side}_width=16" for side in ("encoder", "decoder")),
+    *(f"model.{side}_ffn_width=32" for side in ("encoder", "decoder")),
+    *("model.encoder_heads=2", "workers=2", "device=cpu", "zero_stage=1"),
+    *("batch_cells=4", "gradient_accumulation=2", "max_seconds=null", f"max_steps={RUN_STEPS}"),
+    *("validation_share=0.2", "eval_every_steps=20", "probe_column=kind"),
+    *("checkpoint_every_steps=5", "log_cells=true"),
+)
 
 
 def _official_config() -> dict[str, Any]:
@@ -129,6 +140,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shard = write_shard(folder, "00000", cells, cell_keys(0, rows), obs)
         finish_store(folder, vocabulary, [shard], seed=0, qc={}, sources=[])
     return path
+
+
+def run_config(*overrides: str) -> PretrainConfig:
+    """Of the run ``undisturbed``, or of one that differs from it in a few values."""
+    return load_config("tiny", [*RUN_SETTINGS, *overrides])
+
+
+@pytest.fixture(scope="session")
+def undisturbed(ray_local: None, store: Path, tmp_path_factory: pytest.TempPathFactory) -> PretrainResult:
+    """A finished run of two ranks that nothing happened to. Not to be changed: tests take a copy of its folder."""
+    return pretrain(run_config(), store, tmp_path_factory.mktemp("run") / "undisturbed")
 
 
 @pytest.fixture(scope="session")

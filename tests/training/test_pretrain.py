@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,64 +23,23 @@ from cellfoundry_data.store.replace import replacing_store
 from cellfoundry_data.store.writer import finish_store, start_store, write_shard
 from cellfoundry_data.vocabulary import Vocabulary
 from cellfoundry_model.checkpoint import load_model
-from cellfoundry_training import checkpoint_files, history
-from cellfoundry_training.config import PretrainConfig, load_config
+from cellfoundry_training import history
+from cellfoundry_training.config import load_config
 from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.files import RunFiles
 from cellfoundry_training.launch import as_sentence
 from cellfoundry_training.pretrain import PretrainResult, pretrain
 
-GENES, STEPS = 50, 8
-PHASES = {
-    f"{phase}_s" for phase in ("data_wait", "mask", "forward", "backward", "optimizer", "communication")
-}
-CLOCK = {"seconds", "cells_per_s", "tokens_per_s", "mfu", *PHASES}
-
-
-def small_config(*overrides: str) -> PretrainConfig:
-    base = [
-        "model.encoder_width=16",
-        "model.encoder_heads=2",
-        "model.encoder_ffn_width=32",
-        "model.decoder_width=16",
-        "model.decoder_ffn_width=32",
-        "workers=2",
-        "device=cpu",
-        "zero_stage=1",
-        "batch_cells=4",
-        "gradient_accumulation=2",
-        "max_seconds=null",
-        f"max_steps={STEPS}",
-        "schedule=constant",
-        "learning_rate=0.01",
-        "warmup_steps=2",
-        "eval_every_steps=4",
-        "eval_cells=null",
-        "probe_column=kind",
-        "checkpoint_every_steps=3",
-        "keep_checkpoints=3",
-        "validation_share=0.2",
-    ]
-    return load_config("tiny", [*base, *overrides])
-
-
-@pytest.fixture(scope="module")
-def undisturbed(ray_local: None, store: Path, tmp_path_factory: pytest.TempPathFactory) -> PretrainResult:
-    return pretrain(small_config(), store, tmp_path_factory.mktemp("run") / "undisturbed")
-
-
-def computed(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file without what the clock decides."""
-    return [{key: value for key, value in line.items() if key not in CLOCK} for line in history.read(path)]
+from .conftest import RUN_STEPS, STORE_GENES, run_config
 
 
 def test_a_run_leaves_metrics_and_a_model(undisturbed: PretrainResult) -> None:
     lines = history.read(undisturbed.history)
     steps, evaluations = history.steps(lines), history.evaluations(lines)
-    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in steps] == list(range(1, RUN_STEPS + 1))
     assert all(math.isfinite(line["loss"]) and line["cells_per_s"] > 0 for line in steps)
-    assert [line["step"] for line in evaluations] == [4, 8]
-    assert steps[-1]["cells"] == undisturbed.cells_seen == STEPS * 2 * 4 * 2
+    assert [line["step"] for line in evaluations] == [20, 40]
+    assert steps[-1]["cells"] == undisturbed.cells_seen == RUN_STEPS * 2 * 4 * 2
     # 200 x 0.2 held out, by a hash of each cell.
     assert 20 <= evaluations[0]["heldout_cells"] <= 60
     assert undisturbed.heldout_loss == min(line["heldout_loss"] for line in evaluations)
@@ -97,10 +54,10 @@ def test_a_run_leaves_metrics_and_a_model(undisturbed: PretrainResult) -> None:
         assert 15 <= line["probe_cells"] < line["heldout_cells"]
 
     loaded = load_model(undisturbed.model_dir)
-    assert len(loaded.vocab_genes) == loaded.config.n_genes == GENES
+    assert len(loaded.vocab_genes) == loaded.config.n_genes == STORE_GENES
     assert loaded.info["heldout_loss"] == undisturbed.heldout_loss
-    assert loaded.info["config_hash"] == small_config().hash()
-    assert load_config(undisturbed.history.with_name("config.yaml")) == small_config()
+    assert loaded.info["config_hash"] == run_config().hash()
+    assert load_config(undisturbed.history.with_name("config.yaml")) == run_config()
 
 
 def test_the_report_of_a_run_shows_its_evaluations(undisturbed: PretrainResult, tmp_path: Path) -> None:
@@ -126,42 +83,13 @@ def test_the_suite_learns_judges_the_model_on_the_run_s_own_held_out_positions(
     assert best.value == pytest.approx(undisturbed.heldout_loss, rel=1e-5)
     assert best.peer_value == pytest.approx(undisturbed.gene_mean_loss, rel=1e-5)
     neighbours = rows["held-out masked MSE, nearest neighbours, stacked"]
-    # Two kinds that differ in every gene: neighbours know them, eight steps of training do not.
+    # Two kinds that differ in every gene: neighbours know them, each gene's mean does not.
     assert neighbours.peer_value < best.peer_value
     assert neighbours.ratio == pytest.approx(neighbours.peer_value / neighbours.value)
 
 
-def test_resume_repeats_the_undisturbed_run_bit_for_bit(
-    undisturbed: PretrainResult, store: Path, tmp_path: Path
-) -> None:
-    """Of a machine that failed after step 3's checkpoint; what was logged later runs again."""
-    run = tmp_path / "run"
-    shutil.copytree(undisturbed.history.parent, run)
-    shutil.rmtree(run / "model")
-    keep_first_checkpoint(run)
-    reports: list[tuple[str, int, int]] = []
-    resumed = pretrain(
-        small_config(), store, run, resume=True, progress=lambda *report: reports.append(report)
-    )
-    assert history.read(resumed.history)[:3] == history.read(undisturbed.history)[:3]
-    assert history.read(resumed.history)[3:] != history.read(undisturbed.history)[3:]
-    assert computed(resumed.history) == computed(undisturbed.history)
-    assert resumed.heldout_loss == undisturbed.heldout_loss
-    weights = [load_model(result.model_dir).info["weights_sha256"] for result in (undisturbed, resumed)]
-    assert weights[0] == weights[1]
-    assert reports[-1] == ("pretrain (steps)", STEPS, STEPS)
-
-
-def keep_first_checkpoint(run: Path) -> None:
-    """As if the run had been killed between its first checkpoint, step 3's, and the next one."""
-    first, *later = reversed(checkpoint_files.listed(RunFiles(run).checkpoints))
-    assert checkpoint_files.step_of(first) == 3
-    for folder in later:
-        shutil.rmtree(folder)
-
-
 def test_a_diverging_run_stops_with_one_sentence(ray_local: None, store: Path, tmp_path: Path) -> None:
-    config = small_config("learning_rate=1e30", "warmup_steps=0", "clip=1e30", "zero_stage=0")
+    config = run_config("learning_rate=1e30", "warmup_steps=0", "clip=1e30", "zero_stage=0")
     sentence = (
         r"3 steps in a row were not finite, the last one step (\d+) \(loss \S+\) with the cells in store rows "
         r"\d+, .*: lower learning_rate \(now 1e\+30\)"
@@ -188,7 +116,7 @@ def test_a_store_too_small_for_the_ranks_is_refused_before_anything_starts(
     store: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="too few for a batch of 500"):
-        pretrain(small_config("batch_cells=500"), store, tmp_path / "run")
+        pretrain(run_config("batch_cells=500"), store, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -200,14 +128,14 @@ def test_a_store_of_normalised_values_is_refused(tmp_path: Path) -> None:
         shard = write_shard(folder, "000000", cells, keys, pa.table({"source_row": [0]}), values="float32")
         finish_store(folder, vocabulary, [shard], seed=0, qc={}, sources=[], values="float32")
     with pytest.raises(TrainingError, match="pretraining needs raw counts"):
-        pretrain(small_config(), tmp_path / "store", tmp_path / "run")
+        pretrain(run_config(), tmp_path / "store", tmp_path / "run")
 
 
 def test_an_existing_run_is_not_overwritten(undisturbed: PretrainResult, store: Path) -> None:
     run = undisturbed.history.parent
     before = undisturbed.history.read_bytes()
     with pytest.raises(TrainingError, match="--resume"):
-        pretrain(small_config(), store, run)
+        pretrain(run_config(), store, run)
     assert undisturbed.history.read_bytes() == before
 
 
@@ -224,12 +152,12 @@ def test_resume_with_other_values_is_refused(
     undisturbed: PretrainResult, store: Path, override: str, words: str
 ) -> None:
     with pytest.raises(TrainingError, match=words):
-        pretrain(small_config(override), store, undisturbed.history.parent, resume=True)
+        pretrain(run_config(override), store, undisturbed.history.parent, resume=True)
 
 
 def test_resume_of_nothing_is_refused(store: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"no config\.yaml to resume from"):
-        pretrain(small_config(), store, tmp_path / "never", resume=True)
+        pretrain(run_config(), store, tmp_path / "never", resume=True)
 
 
 def test_a_cluster_started_for_the_run_has_no_more_cpus_than_the_machine(store: Path, tmp_path: Path) -> None:
@@ -249,10 +177,10 @@ def test_a_gpu_run_without_gpus_is_refused(ray_local: None, store: Path, tmp_pat
     if torch.cuda.is_available():
         pytest.skip("the machine has a GPU")
     with pytest.raises(TrainingError, match="the cluster has 0 GPUs: lower workers or choose device=cpu"):
-        pretrain(small_config("device=cuda"), store, tmp_path / "run")
+        pretrain(run_config("device=cuda"), store, tmp_path / "run")
 
 
 def test_more_workers_than_the_cluster_has_is_refused(ray_local: None, store: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="the cluster has 2 CPUs"):
-        pretrain(small_config("workers=3"), store, tmp_path / "run")
+        pretrain(run_config("workers=3"), store, tmp_path / "run")
     assert not (tmp_path / "run").exists()

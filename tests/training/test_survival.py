@@ -22,32 +22,16 @@ from lose_node import three_nodes
 
 from cellfoundry_model.checkpoint import load_model
 from cellfoundry_training import checkpoint_files, history
-from cellfoundry_training.config import PretrainConfig, load_config
 from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.files import RunFiles, held
 from cellfoundry_training.following import missing_nodes
 from cellfoundry_training.pretrain import PretrainResult, pretrain
 
+from .conftest import RUN_SETTINGS, RUN_STEPS, run_config
+
 COMMAND = Path(sys.executable).parent / "cellfoundry"
-STEPS = 40
-SETTINGS = (
-    *(f"model.{side}_width=16" for side in ("encoder", "decoder")),
-    *(f"model.{side}_ffn_width=32" for side in ("encoder", "decoder")),
-    *("model.encoder_heads=2", "workers=2", "device=cpu", "zero_stage=1"),
-    *("batch_cells=4", "gradient_accumulation=2", "max_seconds=null", f"max_steps={STEPS}"),
-    *("validation_share=0.2", "eval_every_steps=20", "checkpoint_every_steps=5", "log_cells=true"),
-)
 CLOCK = {"seconds", "cells_per_s", "tokens_per_s", "mfu"}
 PATIENCE_S = 170
-
-
-def survivor(*overrides: str) -> PretrainConfig:
-    return load_config("tiny", [*SETTINGS, *overrides])
-
-
-@pytest.fixture(scope="module")
-def undisturbed(ray_local: None, store: Path, tmp_path_factory: pytest.TempPathFactory) -> PretrainResult:
-    return pretrain(survivor(), store, tmp_path_factory.mktemp("survival") / "undisturbed")
 
 
 def computed(path: Path) -> list[dict[str, Any]]:
@@ -96,7 +80,7 @@ def test_a_full_disk_and_a_killed_rank_change_nothing(
     results: list[PretrainResult] = []
     shown: list[dict[str, Any]] = []
     run = threading.Thread(
-        target=lambda: results.append(pretrain(survivor(), store, files.folder, watch=shown.append))
+        target=lambda: results.append(pretrain(run_config(), store, files.folder, watch=shown.append))
     )
     run.start()
     wait_until(lambda: steps_done(files) >= 1, run.is_alive)
@@ -118,7 +102,7 @@ def test_a_full_disk_and_a_killed_rank_change_nothing(
     assert "started again by itself on 2 ranks" in lost
     assert f"losses of ranks are in {files.failure}" in lost
     assert {record["warning"] for record in shown if "warning" in record} == {full, lost}
-    assert 0 < failed_at < STEPS
+    assert 0 < failed_at < RUN_STEPS
     assert computed(files.metrics) == computed(undisturbed.history)
     assert weights(result) == weights(undisturbed)
 
@@ -135,7 +119,7 @@ def test_another_world_goes_on_from_the_checkpoint_before_a_damaged_one(
     newest, before = checkpoint_files.listed(RunFiles(run).checkpoints)
     part = next(newest.glob("*.safetensors"))
     part.write_bytes(part.read_bytes()[:-1])
-    config = survivor("workers=1", "gradient_accumulation=4", "zero_stage=2")
+    config = run_config("workers=1", "gradient_accumulation=4", "zero_stage=2")
     resumed = pretrain(config, store, run, resume=True)
     (sentence,) = warnings(resumed.history)
     assert str(newest) in sentence
@@ -151,7 +135,7 @@ def command_line(
     store: Path, run: Path, *options: str, env: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     """The command line's pretraining, which Ctrl-C can reach; ended, with what it started, if the block fails."""
-    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    settings = [part for setting in RUN_SETTINGS for part in ("--set", setting)]
     call = [COMMAND, "train", "pretrain", "--config", "tiny", "--store", store, "--run", run]
     process = subprocess.Popen(
         [*map(str, call), *settings, *options],
@@ -181,24 +165,16 @@ def stopped(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         errors = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 143
     step = steps_done(files)
-    assert 2 <= step < STEPS
+    assert 2 <= step < RUN_STEPS
     assert errors.splitlines()[-1].endswith(f"was stopped, saved at step {step}: --resume continues it")
     assert checkpoint_files.step_of(checkpoint_files.listed(files.checkpoints)[0]) == step
     return files.folder
 
 
-def test_sigterm_saves_where_the_run_stands(
-    stopped: Path, undisturbed: PretrainResult, store: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(stopped, run)
-    resumed = pretrain(survivor(), store, run, resume=True)
-    assert computed(resumed.history) == computed(undisturbed.history)
-    assert weights(resumed) == weights(undisturbed)
-
-
-def test_ctrl_c_leaves_a_run_that_can_go_on(stopped: Path, store: Path, tmp_path: Path) -> None:
-    files = RunFiles(tmp_path / "run")
+@pytest.fixture(scope="module")
+def stopped_twice(stopped: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that SIGTERM ended, continued and then ended by Ctrl-C."""
+    files = RunFiles(tmp_path_factory.mktemp("stopped_twice") / "run")
     shutil.copytree(stopped, files.folder)
     before = steps_done(files)
     with command_line(store, files.folder, "--resume") as process:
@@ -208,6 +184,33 @@ def test_ctrl_c_leaves_a_run_that_can_go_on(stopped: Path, store: Path, tmp_path
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert checkpoint_files.step_of(checkpoint_files.listed(files.checkpoints)[0]) >= before
+    return files.folder
+
+
+def test_sigterm_saves_where_the_run_stands_and_ctrl_c_leaves_a_run_that_can_go_on(
+    stopped_twice: Path, undisturbed: PretrainResult, store: Path
+) -> None:
+    """After SIGTERM with the next step; after Ctrl-C with the one after the last checkpoint, logged before or not."""
+    files = RunFiles(stopped_twice)
+    saved = checkpoint_files.listed(files.checkpoints)
+    if checkpoint_files.step_of(saved[0]) == steps_done(
+        files
+    ):  # Ctrl-C came right after it: as if just before
+        shutil.rmtree(saved.pop(0))
+    saved_at = checkpoint_files.step_of(saved[0])
+    logged = history.read(files.metrics)
+    kept = [line for line in logged if line["step"] <= saved_at]
+    reports: list[tuple[str, int, int]] = []
+    resumed = pretrain(
+        run_config(), store, files.folder, resume=True, progress=lambda *report: reports.append(report)
+    )
+    lines = history.read(resumed.history)
+    assert lines[: len(kept)] == kept
+    assert lines[len(kept) : len(logged)] != logged[len(kept) :]
+    assert computed(resumed.history) == computed(undisturbed.history)
+    assert resumed.heldout_loss == undisturbed.heldout_loss
+    assert weights(resumed) == weights(undisturbed)
+    assert reports[-1] == ("pretrain (steps)", RUN_STEPS, RUN_STEPS)
 
 
 def test_a_run_that_another_process_trains_is_refused(stopped: Path, store: Path, tmp_path: Path) -> None:
@@ -215,12 +218,15 @@ def test_a_run_that_another_process_trains_is_refused(stopped: Path, store: Path
     shutil.copytree(stopped, run)
     written = (run / "config.yaml").read_text()
     with held(run), pytest.raises(TrainingError, match=rf"another process is training the run {run}: wait"):
-        pretrain(survivor("max_steps=50"), store, run, resume=True)
+        pretrain(run_config("max_steps=50"), store, run, resume=True)
     assert (run / "config.yaml").read_text() == written
 
 
 def test_a_cluster_with_too_few_nodes_is_told(ray_local: None) -> None:
-    few, elastic = survivor("workers=64", "gradient_accumulation=1"), survivor("workers=64", "min_workers=1")
+    few, elastic = (
+        run_config("workers=64", "gradient_accumulation=1"),
+        run_config("workers=64", "min_workers=1"),
+    )
     assert missing_nodes(elastic, "cpu") is None
     sentence = missing_nodes(few, "cpu")
     assert sentence is not None
@@ -233,7 +239,7 @@ def test_a_run_of_an_older_version_is_refused(stopped: Path, store: Path, tmp_pa
     shutil.copy(stopped / "config.yaml", run)
     (run / "checkpoints" / "checkpoint_manager_snapshot.json").write_text("{}")
     with pytest.raises(TrainingError, match=r"checkpoints of an earlier CellFoundry.*start another --run"):
-        pretrain(survivor(), store, run, resume=True)
+        pretrain(run_config(), store, run, resume=True)
 
 
 @pytest.mark.parametrize("min_workers", [None, 1])

@@ -94,10 +94,14 @@ def start_engine(model: nn.Module, config: PretrainConfig, device: torch.device)
     """
     import deepspeed
     import deepspeed.ops
+    import deepspeed.runtime.compiler
 
     # On CPU DeepSpeed would compile a shared-memory transport at start-up, for minutes and only with ninja at hand;
     # gloo does the same work. Saying "not compatible" is its own way to leave an op out.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # It looks whether the optimizer is its Muon, whose module asks for compiled functions as it is imported: 1 s for
+    # torch's compiler, which ours has no use for.
+    deepspeed.runtime.compiler.compile = lambda: deepspeed.runtime.compiler.dummy_decorator
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
     try:
         engine, *_ = deepspeed.initialize(

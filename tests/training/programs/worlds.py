@@ -20,6 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import deepspeed  # noqa: F401  # for the children
 import torch
+import torch._dynamo  # which optimizers import, 1.2 s in each child
 import torch.distributed as dist
 
 from cellfoundry_data.store import open_store

@@ -1,8 +1,12 @@
-"""One rank of an evaluation, as a process: ``python evaluating_rank.py STORE CONFIG MEETING_FILE RANK RANKS``."""
+"""An evaluation by one rank alone and by two gloo processes: ``evaluating.py STORE CONFIG FOLDER``.
+
+Processes are forked after the imports, which cost more than the evaluation. Each rank leaves a JSON file.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,8 +57,27 @@ def found(store_path: Path, config: PretrainConfig, rank: int, ranks: int) -> di
     }
 
 
+def _run(store: Path, config: PretrainConfig, folder: Path, rank: int, ranks: int) -> None:
+    torch.set_num_threads(1)  # the order of float32 sums depends on their number
+    meeting = f"file://{folder / f'meeting_{ranks}'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
+    (folder / f"{rank}_of_{ranks}.json").write_text(json.dumps(found(store, config, rank, ranks)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main(store: Path, config: PretrainConfig, folder: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    processes = [
+        fork.Process(target=_run, args=(store, config, folder, rank, ranks))
+        for rank, ranks in ((0, 1), (0, 2), (1, 2))
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(any(process.exitcode for process in processes))
+
+
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    store_path, values, meeting, rank, ranks = sys.argv[1:]
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=int(ranks))
-    print(json.dumps(found(Path(store_path), PretrainConfig(**json.loads(values)), int(rank), int(ranks))))
+    main(Path(sys.argv[1]), PretrainConfig(**json.loads(sys.argv[2])), Path(sys.argv[3]))
