@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_kernels.favor.cpu import CHUNK, favor_attention_without_grad
 from cellfoundry_kernels.favor.reference import favor_attention
+from cellfoundry_kernels.varlen import cpu as varlen_cpu
+from cellfoundry_kernels.varlen import reference as varlen_reference
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.config import ModelConfig
 from cellfoundry_model.cpu_inference import packed_for_cpu
@@ -118,3 +121,25 @@ def test_chunked_favor_is_the_reference(
     found = favor_attention_without_grad(q, k, v, projection_MK)
     expected = favor_attention(*(x.double().transpose(1, 2) for x in (q, k, v)), projection_MK.double())
     assert relative_error(found, expected.transpose(1, 2)) < 1e-5
+
+
+@given(
+    lengths=st.lists(
+        st.sampled_from([0, 1, 2, 65, varlen_cpu.SHORT_CELL, varlen_cpu.SHORT_CELL + 1]), max_size=5
+    ),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**16),
+)
+@settings(deadline=None, max_examples=25)
+@torch.inference_mode()
+def test_attention_without_gradients_is_the_reference(
+    lengths: list[int], dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    q, k, v = torch.randn(3, sum(lengths), 2, 16).to(dtype)
+    found = varlen_cpu.varlen_attention_without_grad(q, k, v, cu_seqlens, 0.25)
+    expected = varlen_reference.varlen_attention(q.double(), k.double(), v.double(), cu_seqlens, 0.25)
+    assert (found.shape, found.dtype) == (v.shape, dtype)
+    if sum(lengths):
+        assert relative_error(found, expected) < (1e-6 if dtype == torch.float32 else 1e-2)

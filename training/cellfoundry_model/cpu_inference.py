@@ -14,8 +14,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from cellfoundry_kernels import varlen_attention
 from cellfoundry_kernels.favor.cpu import favor_attention_without_grad
+from cellfoundry_kernels.varlen.cpu import varlen_attention_without_grad
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.cell_rows import CellRows
 from cellfoundry_model.decoder import DecoderLayer
@@ -67,7 +67,8 @@ class _PackedEncoderLayer:
     def __call__(self, x_ND: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         qkv_N3HK = self._qkv(x_ND.to(self._dtype)).unflatten(1, (3, self._heads, -1))
         q_NHK, k_NHK, v_NHK = qkv_N3HK.unbind(1)
-        attended_NHK = varlen_attention(q_NHK, k_NHK, v_NHK, cu_seqlens, max_seqlen)
+        scale = q_NHK.shape[2] ** -0.5
+        attended_NHK = varlen_attention_without_grad(q_NHK, k_NHK, v_NHK, cu_seqlens, scale)
         x_ND = self._attention_norm(x_ND + self._attention_out(attended_NHK.flatten(1)))
         return self._ffn_norm(x_ND + self._ffn_out(self._ffn_in(x_ND.to(self._dtype), "relu")))
 
