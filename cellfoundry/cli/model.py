@@ -95,7 +95,7 @@ def export(
     calibrate: Path | None = typer.Option(
         None,
         metavar="SRC",
-        help="int8: counts of real cells. Default: the donor that ships with the package.",
+        help="int8: counts of real cells like those you will embed. Default: the donor that ships with the package.",
     ),
     timing_cache: Path | None = typer.Option(
         None, help="tensorrt: file with what builds measured. Default: in your cache folder."
@@ -106,7 +106,7 @@ def export(
         help="Also add the export, as the next version, to this model of a Triton Inference Server repository.",
     ),
 ) -> None:
-    """Export a model for another engine, compared with torch before it is put in place."""
+    """Export a model for another engine; what this machine can run of it is compared with torch first."""
     from cellfoundry_serving.export import export_model
 
     with ProgressDisplay() as progress:

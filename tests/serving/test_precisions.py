@@ -10,18 +10,22 @@ import numpy as np
 import onnx
 import pytest
 import scipy.sparse as sp
+import torch
 from anndata import AnnData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
+from cellfoundry_model.architecture import CellModel
+from cellfoundry_model.checkpoint import save_model
 from cellfoundry_model.embedder import Output
 from cellfoundry_serving.engines import open_engine
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.export import ExportReport, export_model, onnx_files
 from cellfoundry_serving.export.check import Bar, compare, random_cells
-from cellfoundry_serving.export.int8 import NOISE_LIMITS, ActivationRange, calibrate, write_int8
+from cellfoundry_serving.export.int8 import MARGIN, NOISE_LIMITS, ActivationRange, calibrate, write_int8
+from cellfoundry_serving.export.real_cells import TARGETS, thin, varied, with_counts
 
 from .conftest import CONFIG, GENES
 
@@ -165,14 +169,52 @@ def test_a_map_whose_input_has_outliers_stays_float(tmp_path: Path) -> None:
         assert operators.count("QuantizeLinear") == 2 - kept
 
 
+@pytest.mark.parametrize("channels", [1, 8])
+def test_int8_with_outlier_activations_meets_its_bar_on_thinned_cells(
+    real_source: Path, tmp_path: Path, channels: int
+) -> None:
+    """A LayerNorm that scales some channels twentyfold, as trained transformers do."""
+    torch.manual_seed(0)
+    model = CellModel(CONFIG)
+    with torch.no_grad():
+        model.encoder.layers[0].attention_norm.weight[:channels] *= 20
+    save_model(model, GENES, tmp_path / "model", {})
+    report = export_model(
+        tmp_path / "model", tmp_path / "out", precision="int8", calibrate=real_source, decoder=False
+    )
+    assert report.comparisons[0].min_cosine >= 0.9995
+    torch_engine, exported = open_engine(tmp_path / "model"), open_engine(tmp_path / "out")
+    others = random_cells(CONFIG.n_genes, tuple(range(40, 200, 8)), seed=11)
+    for share in (0.5, 0.2, 0.1, 0.05):
+        cells = with_counts(thin(others, share, seed=3))
+        for target in ("t3.5", "t4", "t5"):
+            expected = torch_engine.encode(cells, target=target)
+            difference = compare("cell", expected, exported.encode(cells, target=target))
+            assert difference.min_cosine >= PRECISIONS["int8"]
+
+
+def test_thinning_draws_molecules() -> None:
+    batch = random_cells(CONFIG.n_genes, (400, 1, 200), seed=2)
+    thinned = thin(batch, 0.25, seed=0)
+    assert len(thinned) == 3
+    assert thinned.totals()[0] == pytest.approx(0.25 * batch.totals()[0], rel=0.2)
+    assert np.all(np.diff(thinned.indptr) <= np.diff(batch.indptr))
+    assert thinned.counts.min() >= 1
+    calibration = varied(batch)
+    assert {cells.target for cells in calibration} <= set(TARGETS)
+    assert sum(len(cells.batch) for cells in calibration) >= 3
+
+
 def test_int8_keeps_more_in_float_where_it_misses_its_bar(
     model_dir: Path, real_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_files, "NOISE_LIMITS", (1.0, 0.0))
-    monkeypatch.setitem(onnx_files.BARS, "int8", Bar(1e-5, 0.999))
+    monkeypatch.setattr(onnx_files, "SEARCHED_BAR", Bar(1e-5, 0.999))
     report = export_model(model_dir, tmp_path / "out", precision="int8", calibrate=real_source, decoder=False)
     assert report.comparisons[0].max_error < 1e-5
     assert "8 of 8 linear maps stay float32" in report.summary()
+    assert "holds for cells like these" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    assert report.comparisons[0].cells >= 20
 
 
 def test_the_range_always_holds_zero_and_its_noise_is_that_of_rounding() -> None:
@@ -180,6 +222,7 @@ def test_the_range_always_holds_zero_and_its_noise_is_that_of_rounding() -> None
     values = np.random.default_rng(0).uniform(2, 10, 100_000).astype(np.float32)
     seen.see(values)
     assert (seen.low, seen.zero_point) == (0.0, 0)
+    assert seen.scale * 255 == pytest.approx(MARGIN * values.max(), rel=1e-6)
     rounded = np.rint(values / seen.scale) * seen.scale
     relative = np.sqrt(np.square(rounded - values).mean() / np.square(values).mean())
     assert seen.noise == pytest.approx(relative, rel=0.05)

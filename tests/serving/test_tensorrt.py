@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from cellfoundry_serving.engines import open_engine
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.export import export_model, tensorrt_api
-from cellfoundry_serving.export.plan_facts import Machine, check_machine, read_plan_facts
+from cellfoundry_serving.export.plan_facts import Machine, check_machine, check_plan, read_plan_facts
 from cellfoundry_serving.export.tensorrt import (
     load_timing_cache,
     pick_profile,
@@ -51,6 +52,8 @@ def test_the_graph_parses_and_builds(model_dir: Path, tmp_path: Path) -> None:
         "model.plan.json",
         "vocab.tsv",
     ]
+    facts = read_plan_facts(tmp_path / "out")
+    check_plan(facts, report.files[0].read_bytes(), report.files[0])
     if torch.cuda.is_available():
         assert open_engine(tmp_path / "out").name == "tensorrt"
     else:
@@ -80,6 +83,7 @@ FACTS = {
     "gpu": "NVIDIA H200",
     "compute_capability": "9.0",
     "profiles": [],
+    "plan_sha256": hashlib.sha256(b"plan").hexdigest(),
 }
 H200 = Machine("tensorrt 11.0.1", "NVIDIA H200", "9.0")
 
@@ -111,6 +115,14 @@ def test_a_plan_is_bound_to_gpu_and_version(facts: dict[str, None], machine: Mac
     with pytest.raises(ServingError, match=message) as caught:
         check_machine(FACTS | facts, machine, Path("model.plan"))
     assert str(caught.value).count(". ") == 0  # one sentence
+
+
+def test_a_plan_is_bound_to_its_facts() -> None:
+    check_plan(FACTS, b"plan", Path("model.plan"))
+    with pytest.raises(
+        ServingError, match=r"model\.plan: not the plan that model\.plan\.json tells of; export"
+    ):
+        check_plan(FACTS, b"another model's plan", Path("model.plan"))
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", '{"tensorrt": "tensorrt 11.0.1"}'])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from cellfoundry_data.batch import CellBatch
 from cellfoundry_model.tokens import tokenize
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
-from cellfoundry_serving.export.triton import check_triton, write_triton
+from cellfoundry_serving.export.ragged import write_ragged
+from cellfoundry_serving.export.tensorrt import profiles_for
+from cellfoundry_serving.export.triton import check_triton, new_version, triton_config
 
 from .conftest import CONFIG
 
@@ -24,14 +27,16 @@ with warnings.catch_warnings():  # grpc's and protobuf's about their own version
     from tritonclient.grpc import model_config_pb2
 
 WIDTH = CONFIG.encoder_width
+CONFIG_TEXT = triton_config("cell", "onnx", CONFIG)
 
 
 @pytest.fixture(scope="module")
 def repository(onnx_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("repository")
-    assert (
-        write_triton(onnx_dir / "model.onnx", folder / "cell", WIDTH, CONFIG.n_genes) == folder / "cell" / "1"
-    )
+    write_ragged(onnx_dir / "model.onnx", folder / "model.onnx", pad_position=CONFIG.n_genes + 2)
+    with new_version(folder / "cell", CONFIG_TEXT, folder / "model.onnx") as version:
+        assert not version.exists()
+    assert version == folder / "cell" / "1"
     return folder
 
 
@@ -82,17 +87,19 @@ def test_the_ragged_graph_gives_what_torch_gives(repository: Path, engine: Engin
 
 def test_a_second_export_is_the_next_version(repository: Path, onnx_dir: Path) -> None:
     before = (repository / "cell" / "config.pbtxt").read_text()
-    assert write_triton(onnx_dir / "model.onnx", repository / "cell", WIDTH, CONFIG.n_genes).name == "2"
+    with new_version(repository / "cell", CONFIG_TEXT, onnx_dir / "model.onnx") as version:
+        assert not version.exists()
+    assert version == repository / "cell" / "2"
+    assert [path.name for path in version.iterdir()] == ["model.onnx"]
     assert (repository / "cell" / "config.pbtxt").read_text() == before
     shutil.rmtree(repository / "cell" / "2")
 
 
 def test_a_plan_is_served_by_whole_batches(tmp_path: Path) -> None:
     (tmp_path / "model.plan").write_bytes(b"plan")
-    assert (
-        write_triton(tmp_path / "model.plan", tmp_path / "plan", WIDTH, CONFIG.n_genes)
-        == tmp_path / "plan" / "1"
-    )
+    text = triton_config("plan", "tensorrt", CONFIG)
+    with new_version(tmp_path / "plan", text, tmp_path / "model.plan"):
+        pass
     assert (tmp_path / "plan" / "1" / "model.plan").read_bytes() == b"plan"
     text = (tmp_path / "plan" / "config.pbtxt").read_text()
     config = text_format.Parse(text, model_config_pb2.ModelConfig())
@@ -104,7 +111,17 @@ def test_a_plan_is_served_by_whole_batches(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_no_triton_model_stays(repository: Path, onnx_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("genes", [100, 400, 1000, 19_264])
+def test_every_profile_of_a_plan_is_named(genes: int) -> None:
+    """Triton knows only the first one where none is named, and so refused cells of more than 512 tokens."""
+    config = replace(CONFIG, n_genes=genes)
+    parsed = text_format.Parse(triton_config("cell", "tensorrt", config), model_config_pb2.ModelConfig())
+    [group] = parsed.instance_group
+    assert group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+    assert list(group.profile) == [str(index) for index in range(len(profiles_for(config.n_positions)))]
+
+
+def test_what_is_no_triton_model_stays(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     for target, message in (
         (tmp_path / "mine", "is no model of a Triton repository"),
@@ -112,10 +129,10 @@ def test_what_is_no_triton_model_stays(repository: Path, onnx_dir: Path, tmp_pat
         (tmp_path / "my model", "use letters, digits"),
     ):
         with pytest.raises(ServingError, match=message):
-            check_triton(target)
+            check_triton(target, CONFIG_TEXT)
     changed = tmp_path / "cell"
     shutil.copytree(repository / "cell", changed)
     (changed / "config.pbtxt").write_text("max_batch_size: 64")
     with pytest.raises(ServingError, match="another kind of model, or was changed"):
-        write_triton(onnx_dir / "model.onnx", changed, WIDTH, CONFIG.n_genes)
+        check_triton(changed, CONFIG_TEXT)
     assert sorted(path.name for path in changed.iterdir()) == ["1", "config.pbtxt"]

@@ -13,7 +13,7 @@ from cellfoundry_serving.engines.belongs import check_belongs
 from cellfoundry_serving.engines.padded import PaddedEngine
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.export.layout import PLAN_FILE
-from cellfoundry_serving.export.plan_facts import check_machine, read_plan_facts, this_machine
+from cellfoundry_serving.export.plan_facts import check_machine, check_plan, read_plan_facts, this_machine
 from cellfoundry_serving.export.tensorrt import BUCKETS, Profile, pick_profile
 from cellfoundry_serving.export.tensorrt_api import import_tensorrt
 
@@ -31,8 +31,10 @@ class TensorRTEngine(PaddedEngine):
         facts, machine = read_plan_facts(folder), this_machine(trt)
         check_machine(facts, machine, folder / PLAN_FILE)
         vocabulary = check_belongs(facts, folder, PLAN_FILE)
+        plan = (folder / PLAN_FILE).read_bytes()
+        check_plan(facts, plan, folder / PLAN_FILE)
         runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        self._engine = runtime.deserialize_cuda_engine((folder / PLAN_FILE).read_bytes())
+        self._engine = runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise ServingError(
                 f"{folder / PLAN_FILE} does not run on this GPU; export the model again on it."

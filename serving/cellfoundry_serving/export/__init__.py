@@ -5,8 +5,8 @@ from __future__ import annotations
 import filecmp
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,10 +26,24 @@ from cellfoundry_serving.export.layout import (
 
 if TYPE_CHECKING:
     from cellfoundry_serving.engines.torch import TorchEngine
-    from cellfoundry_serving.export.check import Comparison
+    from cellfoundry_serving.export.check import Comparison, Progress
 
 # The precisions of each format; the first is the default. TensorRT's fused attention needs half precision.
 FORMATS = {"onnx": ("fp32", "fp16", "bf16", "int8"), "tensorrt": ("fp16", "bf16")}
+
+
+@dataclass(frozen=True)
+class Staged:
+    """An engine's files in the temporary folder.
+
+    Attributes:
+        comparisons, note: see ``ExportReport``.
+        served: the file that a Triton repository gets.
+    """
+
+    comparisons: tuple[Comparison, ...]
+    note: str
+    served: Path
 
 
 @dataclass(frozen=True)
@@ -69,13 +83,13 @@ def export_model(
     calibrate: str | Path | None = None,
     timing_cache: Path | None = None,
     triton: str | Path | None = None,
-    progress: Callable[[str, int, int], None] = lambda label, done, total: None,
+    progress: Progress = lambda label, done, total: None,
 ) -> ExportReport:
     """Exports a model directory; ``out_dir`` then opens with ``open_engine``.
 
     The files are written under a temporary name, run on cells beside torch, and put in place only if they
-    agree. ``out_dir`` is a new folder, or one that holds the same model
-    (``model_dir`` itself, an older export).
+    agree; a plan built where no GPU can run it is the exception, and its report says so. ``out_dir`` is a new folder,
+    or one that holds the same model (``model_dir`` itself, an older export).
 
     Args:
         model_dir: the model.
@@ -93,52 +107,37 @@ def export_model(
         progress: called with (what is done, steps done, steps).
 
     Raises:
-        ServingError: an unknown format or precision, TensorRT missing, a folder with something else in it, or a
-            failed check.
+        ServingError: an unknown format or precision, an option that it does not use, TensorRT missing, a folder with
+            something else in it, or a failed check.
         ModelError: a damaged model directory.
         DataError: a source of cells that cannot be read.
     """
-    source, out = Path(model_dir), Path(out_dir)
+    out, target = Path(out_dir), None if triton is None else Path(triton)
     precision = check_choice(format, precision)
+    check_options(format, precision, calibrate, timing_cache)
     check_parent(out)
-    if triton is not None:
-        from cellfoundry_serving.export.triton import check_triton, write_triton
-
-        check_triton(Path(triton))
     from cellfoundry_serving.engines.torch import TorchEngine
-    from cellfoundry_serving.export.card import ROLES, model_card
+    from cellfoundry_serving.export.card import write_card
+    from cellfoundry_serving.export.triton import check_triton, new_version, triton_config
 
-    reference = TorchEngine(source, device="cpu")
+    reference = TorchEngine(model_dir, device="cpu")
+    config_text = triton_config(target.name, format, reference.loaded.config) if target else ""
+    if target:
+        check_triton(target, config_text)
     with temporary_directory(out) as staging:
-        for name in (CONFIG_FILE, VOCABULARY_FILE, *(HEAD_FILES if HEAD_HASH in reference.info else ())):
-            shutil.copyfile(source / name, staging / name)
+        copy_model_files(Path(model_dir), staging, reference)
         check_target(staging, out)
         if format == "onnx":
-            from cellfoundry_serving.export.onnx_files import stage_onnx
-
-            misfit = why_no_decoder(reference) if decoder else ""
-            comparisons, note = stage_onnx(
-                reference, staging, precision, decoder and not misfit, calibrate, progress
+            staged = stage_graphs(
+                reference, staging, precision, decoder, calibrate, target is not None, progress
             )
-            note = "\n".join(filter(None, [note, misfit and f"without {DECODER_FILE}: {misfit}"]))
         else:
-            from cellfoundry_serving.export.tensorrt_files import stage_tensorrt
-
-            comparisons, note = stage_tensorrt(reference, staging, precision, timing_cache, progress), ""
-        card = model_card(
-            reference.loaded,
-            precision,
-            [name for name in ROLES if (staging / name).exists()],
-            comparisons,
-            note,
-        )
-        (staging / CARD_FILE).write_text(card, encoding="utf-8")
-        files = put_in_place(staging, out)
-    version = None
-    if triton is not None:
-        config = reference.loaded.config
-        version = write_triton(files[0], Path(triton), config.encoder_width, config.n_genes)
-    return ExportReport(files, precision, tuple(comparisons), note, version)
+            staged = stage_plan(reference, staging, precision, timing_cache, progress)
+        write_card(reference.loaded, precision, staging, out, staged.comparisons, staged.note)
+        # A version that cannot be copied is an error before anything is in place.
+        with new_version(target, config_text, staged.served) if target else nullcontext() as version:
+            files = put_in_place(staging, out)
+    return ExportReport(files, precision, staged.comparisons, staged.note, version)
 
 
 def check_choice(format: str, precision: str | None) -> str:
@@ -150,6 +149,60 @@ def check_choice(format: str, precision: str | None) -> str:
             f"No precision {precision!r} for {format} exports; use one of {', '.join(FORMATS[format])}."
         )
     return precision or FORMATS[format][0]
+
+
+def check_options(
+    format: str, precision: str, calibrate: str | Path | None, timing_cache: Path | None
+) -> None:
+    """Raises ServingError for an option that the export would not use."""
+    if calibrate is not None and precision != "int8":
+        raise ServingError(
+            f"--calibrate is for int8, and this export is {precision}; add --precision int8 or leave it out."
+        )
+    if timing_cache is not None and format != "tensorrt":
+        raise ServingError(
+            f"--timing-cache is for TensorRT, and this export is {format}; use --format tensorrt or leave it out."
+        )
+
+
+def copy_model_files(source: Path, staging: Path, reference: TorchEngine) -> None:
+    """Config and vocabulary, and a label head's files where the model has one."""
+    for name in (CONFIG_FILE, VOCABULARY_FILE, *(HEAD_FILES if HEAD_HASH in reference.info else ())):
+        shutil.copyfile(source / name, staging / name)
+
+
+def stage_graphs(
+    reference: TorchEngine,
+    staging: Path,
+    precision: str,
+    decoder: bool,
+    calibrate: str | Path | None,
+    ragged: bool,
+    progress: Progress,
+) -> Staged:
+    """The ONNX graphs and, with ``ragged``, the form for Triton, all compared with torch."""
+    from cellfoundry_serving.export.onnx_files import stage_onnx
+    from cellfoundry_serving.export.triton_files import stage_ragged
+
+    misfit = why_no_decoder(reference) if decoder else ""
+    onnx = stage_onnx(reference, staging, precision, decoder and not misfit, calibrate, progress)
+    note = "\n".join(filter(None, [onnx.note, misfit and f"without {DECODER_FILE}: {misfit}"]))
+    if not ragged:
+        return Staged(tuple(onnx.comparisons), note, staging / ONNX_FILE)
+    served, compared = stage_ragged(reference, staging, onnx, precision, progress)
+    return Staged((*onnx.comparisons, *compared), note, served)
+
+
+def stage_plan(
+    reference: TorchEngine, staging: Path, precision: str, timing_cache: Path | None, progress: Progress
+) -> Staged:
+    """The TensorRT plan, compared with torch where a GPU can run it."""
+    from cellfoundry_serving.export.check import checked_note
+    from cellfoundry_serving.export.tensorrt_files import stage_tensorrt
+
+    comparisons = stage_tensorrt(reference, staging, precision, timing_cache, progress)
+    note = checked_note(len(reference.vocab_genes)) if comparisons else ""
+    return Staged(tuple(comparisons), note, staging / PLAN_FILE)
 
 
 def why_no_decoder(reference: TorchEngine) -> str:

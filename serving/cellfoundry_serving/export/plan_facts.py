@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,17 @@ import torch
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.export.layout import PLAN_METADATA_FILE
 from cellfoundry_serving.export.tensorrt_api import flavour
+
+FACTS = (
+    "architecture",
+    "info",
+    "precision",
+    "tensorrt",
+    "gpu",
+    "compute_capability",
+    "profiles",
+    "plan_sha256",
+)
 
 
 class Machine(NamedTuple):
@@ -41,10 +53,17 @@ def read_plan_facts(folder: Path) -> dict[str, Any]:
     path = folder / PLAN_METADATA_FILE
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        names = ("architecture", "info", "precision", "tensorrt", "gpu", "compute_capability", "profiles")
-        return {name: facts[name] for name in names}
+        return {name: facts[name] for name in FACTS}
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ServingError(f"{path}: missing or damaged; export the model again.") from error
+
+
+def check_plan(facts: dict[str, Any], plan: bytes, path: Path) -> None:
+    """Raises ServingError where ``plan``, the bytes of ``path``, is not the one that ``facts`` were written for."""
+    if hashlib.sha256(plan).hexdigest() != facts["plan_sha256"]:
+        raise ServingError(
+            f"{path}: not the plan that {PLAN_METADATA_FILE} tells of; export the model again."
+        )
 
 
 def check_machine(facts: dict[str, Any], machine: Machine, plan: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 
 from cellfoundry_serving.engines.tensorrt import TensorRTEngine
 from cellfoundry_serving.engines.torch import TorchEngine
-from cellfoundry_serving.export.check import BARS, Comparison, Progress, check_against, checked_batches
+from cellfoundry_serving.export.check import BARS, Comparison, Progress, check_against, checked_cells
 from cellfoundry_serving.export.layout import PLAN_FILE, PLAN_METADATA_FILE
 from cellfoundry_serving.export.onnx import metadata, write_cell_graph
 from cellfoundry_serving.export.plan_facts import this_machine
@@ -29,13 +30,15 @@ def stage_tensorrt(
     progress("write graphs", 1, 1)
     progress("build plan", 0, 1)
     cache = timing_cache or default_timing_cache(machine.tensorrt, str(machine.gpu))
-    (staging / PLAN_FILE).write_bytes(build_plan(trt, graph, profiles, cache))
+    plan = build_plan(trt, graph, profiles, cache)
+    (staging / PLAN_FILE).write_bytes(plan)
     progress("build plan", 1, 1)
     graph.unlink()
     facts = metadata(reference.loaded, precision) | machine._asdict()
+    facts["plan_sha256"] = hashlib.sha256(plan).hexdigest()
     facts["profiles"] = [asdict(profile) for profile in profiles]
     (staging / PLAN_METADATA_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     if machine.gpu is None:
         return []
-    batches = checked_batches(len(reference.vocab_genes), decoder=False)
-    return check_against(reference, TensorRTEngine(staging), BARS[precision], batches, progress)
+    cells = checked_cells(len(reference.vocab_genes), decoder=False)
+    return check_against(reference, TensorRTEngine(staging), BARS[precision], cells, progress)

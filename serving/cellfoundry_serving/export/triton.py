@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from cellfoundry_model.config import ModelConfig
 from cellfoundry_serving.atomic import atomic_path, check_parent
 from cellfoundry_serving.errors import ServingError
-from cellfoundry_serving.export.layout import ONNX_FILE, PLAN_FILE
-from cellfoundry_serving.export.ragged import write_ragged
+from cellfoundry_serving.export.tensorrt import profiles_for
 
 CONFIG_NAME = "config.pbtxt"
 # Attention on a CPU holds cells x heads x tokens x tokens numbers, and Triton counts cells, not tokens.
@@ -21,55 +23,59 @@ MAX_BATCH = 16
 QUEUE_DELAY_US = 2000
 
 
-def check_triton(target: Path) -> None:
-    """Raises ServingError where a model cannot be put at ``target``, before any work is done."""
+def triton_config(name: str, format: str, config: ModelConfig) -> str:
+    """config.pbtxt of an export of ``format`` ("onnx" or "tensorrt") of a model, under ``name``."""
+    width = 4 * config.encoder_width
+    if format == "onnx":
+        return onnx_config(name, width)
+    return plan_config(name, width, len(profiles_for(config.n_positions)))
+
+
+def check_triton(target: Path, text: str) -> None:
+    """Raises ServingError where a model with ``text`` as its config.pbtxt cannot be put at ``target``."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", target.name):
         raise ServingError(f"{target}: Triton names models after folders; use letters, digits, _ and -.")
     check_parent(target)
-    if target.exists() and not (target / CONFIG_NAME).is_file():
+    if not target.exists():
+        return
+    if not (target / CONFIG_NAME).is_file():
         raise ServingError(
             f"{target} exists and is no model of a Triton repository; give a new folder in one."
         )
-
-
-def write_triton(engine_file: Path, target: Path, encoder_width: int, n_genes: int) -> Path:
-    """Adds ``engine_file`` (model.onnx or model.plan) as the next version of ``target``; returns the version's folder.
-
-    Raises:
-        ServingError: ``target`` is of another engine or of another width, or cannot be written.
-    """
-    describe = plan_config if engine_file.name == PLAN_FILE else onnx_config
-    text = describe(target.name, 4 * encoder_width)
-    check_triton(target)
-    if target.exists() and (target / CONFIG_NAME).read_text(encoding="utf-8") != text:
+    if (target / CONFIG_NAME).read_text(encoding="utf-8") != text:
         raise ServingError(
             f"{target / CONFIG_NAME} is of another kind of model, or was changed; give a new folder."
         )
-    version = 1 + max((int(path.name) for path in versions(target)), default=0)
-    if target.exists():
-        folder = target / str(version)
-        with atomic_path(folder) as partial:
-            write_version(engine_file, partial, n_genes)
-        return folder
-    with atomic_path(target) as partial:
-        partial.mkdir()
-        write_version(engine_file, partial / str(version), n_genes)
-        (partial / CONFIG_NAME).write_text(text, encoding="utf-8")
-    return target / str(version)
+    check_parent(target / "1")
+
+
+@contextmanager
+def new_version(target: Path, text: str, engine_file: Path) -> Iterator[Path]:
+    """Copies ``engine_file`` beside ``target`` and, unless the body raises, makes it the next version there.
+
+    Args:
+        target: folder of a model in a repository; a new one gets ``text`` as its config.pbtxt.
+        text: see ``check_triton``, which raises ServingError here too.
+        engine_file: model.plan, or model.onnx in the ragged form.
+
+    Yields:
+        The version's folder, which is there once the body is done.
+    """
+    check_triton(target, text)
+    version = target / str(1 + max((int(path.name) for path in versions(target)), default=0))
+    is_new = not target.exists()
+    with atomic_path(target if is_new else version) as partial:
+        folder = partial / version.name if is_new else partial
+        folder.mkdir(parents=True)
+        shutil.copyfile(engine_file, folder / engine_file.name)
+        if is_new:
+            (partial / CONFIG_NAME).write_text(text, encoding="utf-8")
+        yield version
 
 
 def versions(target: Path) -> list[Path]:
     """Folders of versions, which are numbers."""
     return [path for path in target.iterdir() if path.name.isdecimal()] if target.exists() else []
-
-
-def write_version(engine_file: Path, folder: Path, n_genes: int) -> None:
-    """The engine's file, under the name Triton looks for."""
-    folder.mkdir()
-    if engine_file.name == PLAN_FILE:
-        shutil.copyfile(engine_file, folder / PLAN_FILE)
-    else:
-        write_ragged(engine_file, folder / ONNX_FILE, pad_position=n_genes + 2)
 
 
 def onnx_config(name: str, width: int) -> str:
@@ -91,11 +97,16 @@ output [
 """
 
 
-def plan_config(name: str, width: int) -> str:
-    """config.pbtxt of a plan; its optimisation profiles are chosen by the request's shape."""
+def plan_config(name: str, width: int, profiles: int) -> str:
+    """config.pbtxt of a plan with ``profiles`` optimisation profiles.
+
+    All are named: of those Triton picks by the request's shape, but where none is named it knows the first one only.
+    """
+    named = ", ".join(f'"{index}"' for index in range(profiles))
     return f"""name: "{name}"
 backend: "tensorrt"
 max_batch_size: 0
+instance_group [ {{ kind: KIND_GPU profile: [ {named} ] }} ]
 input [
   {{ name: "value" data_type: TYPE_FP32 dims: [ -1, -1 ] }},
   {{ name: "position" data_type: TYPE_INT64 dims: [ -1, -1 ] }},
