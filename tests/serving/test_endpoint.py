@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_serving.client import Client
-from cellfoundry_serving.endpoint.app import Limits
+from cellfoundry_serving.endpoint.limits import Limits
 from cellfoundry_serving.endpoint.server import running
 from cellfoundry_serving.engines.base import POOLS, Engine
 

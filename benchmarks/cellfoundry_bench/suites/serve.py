@@ -25,8 +25,8 @@ from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.checkpoint import save_model
 from cellfoundry_model.presets import PRESETS
 from cellfoundry_serving.client import infer_body
-from cellfoundry_serving.endpoint.app import MODEL_NAME
 from cellfoundry_serving.endpoint.server import running
+from cellfoundry_serving.endpoint.service import MODEL_NAME
 from cellfoundry_serving.endpoint.v2 import HEADER_LENGTH
 from cellfoundry_serving.engines import open_engine
 from cellfoundry_serving.engines.base import Engine

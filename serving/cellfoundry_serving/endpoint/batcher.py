@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_model.embedder import Pool
+from cellfoundry_serving.endpoint.errors import RequestError
+from cellfoundry_serving.endpoint.limits import Limits
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.token_batches import consecutive, token_counts
 
@@ -47,12 +49,20 @@ class TokenBatcher:
         engine: computes the batches.
         max_tokens: tokens of a batch.
         max_wait_s: how long an idle engine waits for company of a batch that is not full.
+        max_queued_tokens: tokens that may wait, those of the running batch left out.
     """
 
-    def __init__(self, engine: Engine, max_tokens: int = 16_384, max_wait_s: float = 0.002) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        max_tokens: int = 16_384,
+        max_wait_s: float = 0.002,
+        max_queued_tokens: int = Limits().queued_tokens,
+    ) -> None:
         self._engine = engine
         self._max_tokens = max_tokens
         self._max_wait_s = max_wait_s
+        self._max_queued_tokens = max_queued_tokens
         self._queue: deque[Piece] = deque()
         self._queued_tokens = 0
         self._arrived = asyncio.Event()
@@ -61,9 +71,13 @@ class TokenBatcher:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def encode(self, cells: CellBatch, conventions: Conventions) -> npt.NDArray[np.float32]:
-        """Embeddings of ``cells`` in their order; raises what the engine raises."""
+        """Embeddings of ``cells`` in their order; raises what the engine raises.
+
+        RequestError where the queue has no room: 429 now, 413 where it never has.
+        """
         loop = asyncio.get_running_loop()
         tokens = token_counts(cells)
+        self._check_room(int(tokens.sum()))
         pieces = [
             Piece(
                 cells.select(np.arange(part.start, part.stop)),
@@ -77,6 +91,15 @@ class TokenBatcher:
         self._queued_tokens += sum(piece.tokens for piece in pieces)
         self._signal()
         return np.concatenate(await asyncio.gather(*(piece.result for piece in pieces)))
+
+    def _check_room(self, tokens: int) -> None:
+        if tokens > self._max_queued_tokens:
+            raise RequestError(
+                f"The request has {tokens} tokens, the limit is {self._max_queued_tokens}; send fewer cells at once.",
+                413,
+            )
+        if self._queued_tokens + tokens > self._max_queued_tokens:
+            raise RequestError("Too many cells wait already; try again later.", 429, {"Retry-After": "1"})
 
     async def close(self) -> None:
         """Stops; callers have been answered before, because the server drains first."""
