@@ -25,6 +25,9 @@ def serve(
     max_queued_tokens: int = typer.Option(
         4_194_304, min=1, help="Tokens (genes with counts, and 2 a cell) that may wait; beyond is 429."
     ),
+    cache_bytes: int = typer.Option(
+        67_108_864, min=0, help="Memory for finished embeddings, for cells that come again; 0 keeps none."
+    ),
     timeout: float = typer.Option(
         600.0, min=0.001, help="Seconds for a request; then 408 (its body is late) or 504."
     ),
@@ -40,7 +43,11 @@ def serve(
         host=host,
         port=port,
         limits=Limits(
-            body_bytes=max_body_bytes, cells=max_cells, queued_tokens=max_queued_tokens, timeout_s=timeout
+            body_bytes=max_body_bytes,
+            cells=max_cells,
+            queued_tokens=max_queued_tokens,
+            cache_bytes=cache_bytes,
+            timeout_s=timeout,
         ),
         api_keys=api_keys,
     )

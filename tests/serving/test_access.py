@@ -102,19 +102,23 @@ def test_no_other_origin_is_let_in(url: str) -> None:
 
 
 class BrokenEngine(Engine):
-    """Fails with what no client should read."""
+    """Warms up well, then fails with what no client should read."""
 
     name = "torch"
 
     def __init__(self, error: Exception) -> None:
         super().__init__(("A", "B"), 1, {"weights_sha256": "0", "vocabulary_sha256": "0"}, "for tests")
         self.error = error
+        self.is_warm = False
 
     def shape(self, output: str, pool: str) -> tuple[int, ...]:
         return (1,)
 
     def encode(self, batch: CellBatch, **conventions: Any) -> np.ndarray:
-        raise self.error
+        if self.is_warm:
+            raise self.error
+        self.is_warm = True
+        return np.zeros((len(batch), 1), np.float32)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ CELL = {"genes": ["A", "B"], "counts": [1, 2]}  # 4 tokens
 
 
 class GatedEngine(Engine):
-    """Sums of counts; a call waits while ``gate`` is closed."""
+    """Sums of counts; each call but the first, which warms up, waits while ``gate`` is closed."""
 
     name = "torch"
 
@@ -35,14 +35,15 @@ class GatedEngine(Engine):
         super().__init__(("A", "B"), 1, info, "for tests")
         self.gate = threading.Event()
         self.entered = threading.Event()
-        self.calls: list[int] = []
+        self.calls: list[int] = []  # cells of each
 
     def shape(self, output: str, pool: str) -> tuple[int, ...]:
         return (1,)
 
     def encode(self, batch: CellBatch, **conventions: Any) -> np.ndarray:
-        self.entered.set()
-        assert self.gate.wait(30)
+        if self.calls:
+            self.entered.set()
+            assert self.gate.wait(30)
         self.calls.append(len(batch))
         return batch.totals().astype(np.float32)[:, None]
 
@@ -59,7 +60,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_a_full_queue_answers_429_and_takes_more_once_there_is_room() -> None:
     engine = GatedEngine()
-    with running(engine, limits=Limits(queued_tokens=8)) as url, ThreadPoolExecutor(1) as pool:
+    with running(engine, limits=Limits(queued_tokens=8, cache_bytes=0)) as url, ThreadPoolExecutor(1) as pool:
         assert post(url, 3).status_code == 413  # 12 tokens never fit
         running_now = pool.submit(post, url)
         assert engine.entered.wait(20)
@@ -89,13 +90,27 @@ def post_refused(url: str) -> bool:
 
 def test_an_answer_that_takes_too_long_is_504_and_its_cells_are_not_computed() -> None:
     engine = GatedEngine()
-    with running(engine, limits=Limits(timeout_s=0.3)) as url:
+    with running(engine, limits=Limits(timeout_s=0.3, cache_bytes=0)) as url:
         first, second = post(url), post(url, 2)
         assert [first.status_code, second.status_code] == [504, 504]
         assert "longer than 0.3 s" in first.json()["error"]
         engine.gate.set()
         until(lambda: post(url).status_code == 200)
-    assert 2 not in engine.calls  # the first was running already; the second had left the queue
+    assert 2 not in engine.calls[1:]  # the first was running already; the second had left the queue
+
+
+def test_a_client_that_left_while_it_waited_costs_nothing() -> None:
+    engine = GatedEngine()
+    with running(engine, limits=Limits(cache_bytes=0)) as url, ThreadPoolExecutor(1) as pool:
+        running_now = pool.submit(post, url)
+        assert engine.entered.wait(20)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/embed", json={"cells": [CELL] * 2}, timeout=0.5)
+        until(lambda: 'status="499"} 1' in httpx.get(f"{url}/metrics").text)
+        assert "cellfoundry_queued_tokens 0" in httpx.get(f"{url}/metrics").text
+        engine.gate.set()
+        assert running_now.result().status_code == 200
+    assert engine.calls[1:] == [1]
 
 
 def test_a_body_that_does_not_arrive_is_408() -> None:
@@ -113,6 +128,7 @@ def test_the_command_states_the_defaults_of_the_limits() -> None:
         "body_bytes": options["max_body_bytes"].default.default,
         "cells": options["max_cells"].default.default,
         "queued_tokens": options["max_queued_tokens"].default.default,
+        "cache_bytes": options["cache_bytes"].default.default,
         "timeout_s": options["timeout"].default.default,
     }
     assert Limits(**stated) == Limits()

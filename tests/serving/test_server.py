@@ -14,7 +14,7 @@ import pytest
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_serving.client import Client
-from cellfoundry_serving.endpoint.server import listening, serve
+from cellfoundry_serving.endpoint.server import listening, running, serve
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
 
@@ -42,6 +42,26 @@ def test_a_port_in_use_is_one_sentence(model_dir: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ServingError, match=f"Port {port} on 127.0.0.1 is not free"):
             serve(model_dir, port=port)
+
+
+class ColdEngine(Engine):
+    """Fails on whatever it is given."""
+
+    name = "torch"
+
+    def shape(self, output: str, pool: str) -> tuple[int, ...]:
+        return (1,)
+
+    def encode(self, batch: CellBatch, **conventions: Any) -> np.ndarray:
+        raise RuntimeError("no memory")
+
+
+def test_a_model_that_cannot_compute_is_never_ready() -> None:
+    with (
+        pytest.raises(ServingError, match="the model failed on its first cells"),
+        running(ColdEngine(("A",), 1, {}, "for tests")),
+    ):
+        pass
 
 
 def named(cells: CellBatch, row: int, engine: Engine) -> dict[str, Any]:

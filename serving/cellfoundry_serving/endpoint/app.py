@@ -38,7 +38,7 @@ def create_app(engine: Engine, limits: Limits | None = None, keys: ApiKeys | Non
     @app.get("/metrics")
     async def prometheus() -> PlainTextResponse:
         return PlainTextResponse(
-            service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
+            service.metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
 
     return app

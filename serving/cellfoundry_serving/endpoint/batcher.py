@@ -23,6 +23,8 @@ from cellfoundry_serving.endpoint.limits import Limits
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.token_batches import consecutive, token_counts
 
+WARM_UP_GENES = 1000  # with counts, in a usual cell
+
 
 @dataclass(frozen=True)
 class Conventions:
@@ -50,6 +52,11 @@ class TokenBatcher:
         max_tokens: tokens of a batch.
         max_wait_s: how long an idle engine waits for company of a batch that is not full.
         max_queued_tokens: tokens that may wait, those of the running batch left out.
+
+    Attributes:
+        queued_tokens: tokens that wait now.
+        batches: engine calls so far.
+        batch_tokens: tokens of those calls.
     """
 
     def __init__(
@@ -64,11 +71,28 @@ class TokenBatcher:
         self._max_wait_s = max_wait_s
         self._max_queued_tokens = max_queued_tokens
         self._queue: deque[Piece] = deque()
-        self._queued_tokens = 0
+        self.queued_tokens = 0
+        self.batches = 0
+        self.batch_tokens = 0
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def warm_up(self) -> None:
+        """Runs a short and a usual cell in the engine's own thread, so that no client pays for first calls.
+
+        Raises what the engine raises.
+        """
+        genes = len(self._engine.vocab_genes)
+        lengths = [min(1, genes), min(WARM_UP_GENES, genes)]
+        cells = CellBatch(
+            np.cumsum([0, *lengths], dtype=np.int64),
+            np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
+            np.ones(sum(lengths), dtype=np.float32),
+            np.arange(len(lengths)),
+        )
+        await asyncio.get_running_loop().run_in_executor(self._worker, self._engine.encode, cells)
 
     async def encode(self, cells: CellBatch, conventions: Conventions) -> npt.NDArray[np.float32]:
         """Embeddings of ``cells`` in their order; raises what the engine raises.
@@ -88,9 +112,12 @@ class TokenBatcher:
             for part in consecutive(tokens, self._max_tokens, len(cells))
         ]
         self._queue.extend(pieces)
-        self._queued_tokens += sum(piece.tokens for piece in pieces)
+        self.queued_tokens += sum(piece.tokens for piece in pieces)
         self._signal()
-        return np.concatenate(await asyncio.gather(*(piece.result for piece in pieces)))
+        try:
+            return np.concatenate(await asyncio.gather(*(piece.result for piece in pieces)))
+        finally:
+            self._forget(pieces)
 
     def _check_room(self, tokens: int) -> None:
         if tokens > self._max_queued_tokens:
@@ -98,8 +125,18 @@ class TokenBatcher:
                 f"The request has {tokens} tokens, the limit is {self._max_queued_tokens}; send fewer cells at once.",
                 413,
             )
-        if self._queued_tokens + tokens > self._max_queued_tokens:
+        if self.queued_tokens + tokens > self._max_queued_tokens:
             raise RequestError("Too many cells wait already; try again later.", 429, {"Retry-After": "1"})
+
+    def _forget(self, pieces: list[Piece]) -> None:
+        """Takes what is unfinished out of the queue: its client has left, or another piece has failed."""
+        for piece in pieces:
+            piece.result.cancel()
+        if not any(piece.result.cancelled() for piece in pieces):
+            return
+        self._queue = deque(piece for piece in self._queue if not piece.result.cancelled())
+        self.queued_tokens = sum(piece.tokens for piece in self._queue)
+        self._signal()
 
     async def close(self) -> None:
         """Stops; callers have been answered before, because the server drains first."""
@@ -122,6 +159,8 @@ class TokenBatcher:
 
     async def _answer(self, batch: list[Piece]) -> None:
         """Runs one batch and hands out its rows; after an error each piece runs alone, to find whose it is."""
+        self.batches += 1
+        self.batch_tokens += sum(piece.tokens for piece in batch)
         run = functools.partial(
             self._engine.encode,
             joined([piece.cells for piece in batch]),
@@ -133,23 +172,24 @@ class TokenBatcher:
         except Exception as error:  # belongs to a request, never to the loop
             if len(batch) > 1:
                 for piece in batch:
-                    await self._answer([piece])
+                    if not piece.result.done():
+                        await self._answer([piece])
             elif not batch[0].result.done():
                 batch[0].result.set_exception(error)
 
     def _take(self) -> list[Piece]:
-        """Removes the next batch from the queue; pieces whose client left are dropped."""
+        """Removes the next batch from the queue; pieces whose client left this instant are dropped."""
         batch: list[Piece] = []
         skipped: deque[Piece] = deque()
         room = self._max_tokens
         while self._queue:
             piece = self._queue.popleft()
             if piece.result.cancelled():
-                self._queued_tokens -= piece.tokens
+                self.queued_tokens -= piece.tokens
             elif not batch or (piece.conventions == batch[0].conventions and piece.tokens <= room):
                 batch.append(piece)
                 room -= piece.tokens
-                self._queued_tokens -= piece.tokens
+                self.queued_tokens -= piece.tokens
             else:
                 skipped.append(piece)
             if batch and room <= 0:
@@ -162,7 +202,7 @@ class TokenBatcher:
     def _signal(self) -> None:
         for event, is_true in (
             (self._arrived, bool(self._queue)),
-            (self._full, self._queued_tokens >= self._max_tokens),
+            (self._full, self.queued_tokens >= self._max_tokens),
         ):
             if is_true:
                 event.set()

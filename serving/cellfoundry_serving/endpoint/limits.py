@@ -13,6 +13,7 @@ class Limits(BaseModel):
         cells: cells of a request; more is answered with 413.
         queued_tokens: tokens that may wait for the engine; a request beyond is answered with 429, and one
             that could never fit with 413.
+        cache_bytes: memory for finished embeddings, which the same cells get without computing; 0 keeps none.
         timeout_s: seconds from a request's first byte to its answer; then 408 while its body arrives, 504 after.
     """
 
@@ -23,4 +24,5 @@ class Limits(BaseModel):
     queued_tokens: int = Field(
         default=4_194_304, gt=0
     )  # 256 full batches; a client's request holds a quarter
+    cache_bytes: int = Field(default=64 * 2**20, ge=0)  # 5,000 cells of width 3,072
     timeout_s: float = Field(default=600.0, gt=0)

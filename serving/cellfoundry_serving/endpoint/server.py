@@ -7,11 +7,10 @@ import ipaddress
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import uvicorn
 
 from cellfoundry_serving.endpoint.api_keys import ApiKeys
@@ -20,8 +19,6 @@ from cellfoundry_serving.endpoint.limits import Limits
 from cellfoundry_serving.engines import open_engine
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
-
-START_TIMEOUT_S = 60.0
 
 
 def serve(
@@ -54,7 +51,7 @@ def serve(
         runner = open_engine(model_dir, engine, provider=provider)
         server = make_server(runner, limits, keys)
         url = f"http://{host}:{listener.getsockname()[1]}"
-        print(f"Serving on {url} ({runner.why}); stop with Ctrl-C.", flush=True)
+        server.when_ready = lambda: print(f"Serving on {url} ({runner.why}); stop with Ctrl-C.", flush=True)
         # uvicorn raises the signal again once it has drained; stopping as asked is no failure.
         before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
@@ -62,6 +59,7 @@ def serve(
                 server.run(sockets=[listener])
         finally:
             signal.signal(signal.SIGTERM, before)
+        check_started(server)
 
 
 @contextmanager
@@ -80,19 +78,42 @@ def running(
         thread.start()
         try:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            # The socket listens already, so this waits in its queue until the app has started.
-            httpx.get(f"{url}/v2/health/ready", timeout=START_TIMEOUT_S, trust_env=False).raise_for_status()
+            while thread.is_alive() and not server.started:
+                thread.join(0.005)
+            check_started(server)
             yield url
         finally:
             server.should_exit = True
             thread.join()
 
 
-def make_server(engine: Engine, limits: Limits | None, keys: ApiKeys | None) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """uvicorn that says when the model has warmed up and requests are answered."""
+
+    when_ready: Callable[[], None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, whose newer versions exit the process where the app does not start."""
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            self.should_exit = True
+        if self.started and self.when_ready is not None:
+            self.when_ready()
+
+
+def make_server(engine: Engine, limits: Limits | None, keys: ApiKeys | None) -> Server:
     """uvicorn around the app; it drains on shutdown."""
     app = create_app(engine, limits, keys)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none", server_header=False)
-    return uvicorn.Server(config)
+    return Server(uvicorn.Config(app, log_level="warning", access_log=False, ws="none", server_header=False))
+
+
+def check_started(server: Server) -> None:
+    """ServingError where the model failed on its first cells, which uvicorn has logged."""
+    if not server.started:
+        raise ServingError(
+            "The endpoint did not start: the model failed on its first cells; the log above says why."
+        )
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from fastapi import Request
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_serving.endpoint.batcher import Conventions, TokenBatcher
+from cellfoundry_serving.endpoint.cache import EmbeddingCache, cell_keys
 from cellfoundry_serving.endpoint.errors import RequestError
 from cellfoundry_serving.endpoint.incoming import while_connected
 from cellfoundry_serving.endpoint.limits import Limits
@@ -38,13 +39,15 @@ class Service:
         self.limits = limits
         self.metrics = Metrics()
         self.index = {gene: position for position, gene in enumerate(engine.vocab_genes)}
+        self._cache = EmbeddingCache(limits.cache_bytes)
         self._batcher: TokenBatcher | None = None
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Takes requests inside; the batcher lives in the event loop that enters."""
+        """Takes requests inside, after a first batch; the batcher lives in the event loop that enters."""
         self._batcher = TokenBatcher(self.engine, max_queued_tokens=self.limits.queued_tokens)
         try:
+            await self._batcher.warm_up()
             yield
         finally:
             await self._batcher.close()
@@ -53,12 +56,42 @@ class Service:
         self, request: Request, cells: CellBatch, conventions: Conventions
     ) -> npt.NDArray[np.float32]:
         """Embeddings (cells, width) for a client that waits; RequestError or what the engine raises."""
-        assert self._batcher is not None
         started = time.perf_counter()
-        work = self._batcher.encode(cells, conventions)
+        work = (
+            self._remembered(cells, conventions)
+            if self.limits.cache_bytes
+            else self._encode(cells, conventions)
+        )
         embedding = await while_connected(request, work, self.limits.timeout_s)
         self.metrics.embedded(len(cells), time.perf_counter() - started)
         return embedding
+
+    async def _remembered(self, cells: CellBatch, conventions: Conventions) -> npt.NDArray[np.float32]:
+        """As ``_encode``, but only for cells that the cache lacks."""
+        keys = cell_keys(cells, conventions)
+        rows = [self._cache.get(key) for key in keys]
+        missing = np.array([position for position, row in enumerate(rows) if row is None], dtype=np.int64)
+        if len(missing):
+            lacking = cells if len(missing) == len(cells) else cells.select(missing)
+            for position, row in zip(missing, await self._encode(lacking, conventions), strict=True):
+                rows[position] = row
+                self._cache.put(keys[position], row)
+        return np.stack([row for row in rows if row is not None])
+
+    async def _encode(self, cells: CellBatch, conventions: Conventions) -> npt.NDArray[np.float32]:
+        assert self._batcher is not None
+        return await self._batcher.encode(cells, conventions)
+
+    def metrics_text(self) -> str:
+        """The exposition of all counters as they are now."""
+        if self._batcher is not None:
+            self.metrics.queued_tokens = self._batcher.queued_tokens
+            self.metrics.batches = self._batcher.batches
+            self.metrics.batch_tokens = self._batcher.batch_tokens
+        self.metrics.cache_hits = self._cache.hits
+        self.metrics.cache_misses = self._cache.misses
+        self.metrics.cache_bytes = self._cache.bytes
+        return self.metrics.text()
 
 
 def read_conventions(fields: dict[str, Any]) -> Conventions:
