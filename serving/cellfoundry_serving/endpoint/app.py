@@ -28,8 +28,10 @@ def create_app(engine: Engine, limits: Limits | None = None, keys: ApiKeys | Non
         async with service.open():
             yield
 
-    # No generated pages: they load scripts from elsewhere and know nothing of the bodies, which are read raw.
-    app = FastAPI(title="CellFoundry", version=version("cellfoundry"), lifespan=lifespan, openapi_url=None)
+    # A description but no generated pages: those load scripts from elsewhere.
+    app = FastAPI(
+        title="CellFoundry", version=version("cellfoundry"), lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.add_middleware(Gate, metrics=service.metrics, keys=keys)
     add_error_answers(app)
     app.include_router(v2_routes(service))

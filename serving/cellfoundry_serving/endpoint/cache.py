@@ -58,7 +58,7 @@ def cell_keys(cells: CellBatch, conventions: Conventions) -> list[bytes]:
     keys = []
     for first, last in zip(cells.indptr[:-1], cells.indptr[1:], strict=True):
         digest = common.copy()
-        digest.update(np.ascontiguousarray(cells.gene_ids[first:last]))
-        digest.update(np.ascontiguousarray(cells.counts[first:last]))
+        digest.update(cells.gene_ids[first:last].tobytes())
+        digest.update(cells.counts[first:last].tobytes())
         keys.append(digest.digest())
     return keys

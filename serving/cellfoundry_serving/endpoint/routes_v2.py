@@ -11,6 +11,7 @@ from cellfoundry_serving.endpoint import v2
 from cellfoundry_serving.endpoint.cells import cells_from_tensors
 from cellfoundry_serving.endpoint.errors import RequestError
 from cellfoundry_serving.endpoint.incoming import read_body
+from cellfoundry_serving.endpoint.openapi import V2_BODY, V2_EXAMPLES, described
 from cellfoundry_serving.endpoint.service import MODEL_NAME, Service, read_conventions
 from cellfoundry_serving.engines.base import Engine
 
@@ -50,8 +51,8 @@ def v2_routes(service: Service) -> APIRouter:
         check_model(model)
         return Response()
 
-    @router.post("/models/{model}/infer")
-    @router.post("/models/{model}/versions/1/infer")
+    @router.post("/models/{model}/infer", openapi_extra=described(V2_BODY, V2_EXAMPLES))
+    @router.post("/models/{model}/versions/1/infer", openapi_extra=described(V2_BODY, V2_EXAMPLES))
     async def infer(model: str, request: Request) -> Response:
         check_model(model)
         body = await read_body(request, service.limits)
