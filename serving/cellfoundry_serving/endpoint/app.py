@@ -14,6 +14,7 @@ from cellfoundry_serving.endpoint.api_keys import ApiKeys
 from cellfoundry_serving.endpoint.gate import Gate
 from cellfoundry_serving.endpoint.limits import Limits
 from cellfoundry_serving.endpoint.routes_native import native_routes
+from cellfoundry_serving.endpoint.routes_scfoundation import scfoundation_routes
 from cellfoundry_serving.endpoint.routes_v2 import v2_routes
 from cellfoundry_serving.endpoint.service import Service
 from cellfoundry_serving.engines.base import Engine
@@ -36,6 +37,7 @@ def create_app(engine: Engine, limits: Limits | None = None, keys: ApiKeys | Non
     add_error_answers(app)
     app.include_router(v2_routes(service))
     app.include_router(native_routes(service))
+    app.include_router(scfoundation_routes(service))
 
     @app.get("/metrics")
     async def prometheus() -> PlainTextResponse:

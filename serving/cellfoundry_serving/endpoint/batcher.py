@@ -17,21 +17,26 @@ import numpy as np
 import numpy.typing as npt
 
 from cellfoundry_data.batch import CellBatch
-from cellfoundry_model.embedder import Pool
+from cellfoundry_model.embedder import Output, Pool
+from cellfoundry_model.tokens import InputType, PreNormalized
 from cellfoundry_serving.endpoint.errors import RequestError
 from cellfoundry_serving.endpoint.limits import Limits
 from cellfoundry_serving.engines.base import Engine
-from cellfoundry_serving.token_batches import consecutive, token_counts
+from cellfoundry_serving.token_batches import SPECIAL_TOKENS, consecutive, token_counts
 
 WARM_UP_GENES = 1000  # with counts, in a usual cell
 
 
 @dataclass(frozen=True)
 class Conventions:
-    """What must be equal for two cells to share an engine call."""
+    """What must be equal for two cells to share an engine call; see ``Engine.encode``."""
 
     pool: Pool
     target: str
+    output: Output = "cell"
+    input_type: InputType = "singlecell"
+    pre_normalized: PreNormalized = "F"
+    bulk_median: float | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Piece:
     """A part of a request that fits into one batch (or a single cell that is longer)."""
 
     cells: CellBatch
+    totals: npt.NDArray[np.float64] | None
     tokens: int
     conventions: Conventions
     result: asyncio.Future[npt.NDArray[np.float32]]
@@ -94,17 +100,23 @@ class TokenBatcher:
         )
         await asyncio.get_running_loop().run_in_executor(self._worker, self._engine.encode, cells)
 
-    async def encode(self, cells: CellBatch, conventions: Conventions) -> npt.NDArray[np.float32]:
+    async def encode(
+        self, cells: CellBatch, conventions: Conventions, totals: npt.NDArray[np.float64] | None = None
+    ) -> npt.NDArray[np.float32]:
         """Embeddings of ``cells`` in their order; raises what the engine raises.
 
+        ``totals`` (cells,) go with pre-normalized A. A decoder's output costs a token for each gene of the model.
         RequestError where the queue has no room: 429 now, 413 where it never has.
         """
         loop = asyncio.get_running_loop()
         tokens = token_counts(cells)
+        if conventions.output != "cell":
+            tokens = np.full_like(tokens, len(self._engine.vocab_genes) + SPECIAL_TOKENS)
         self._check_room(int(tokens.sum()))
         pieces = [
             Piece(
                 cells.select(np.arange(part.start, part.stop)),
+                None if totals is None else totals[part.start : part.stop],
                 int(tokens[part.start : part.stop].sum()),
                 conventions,
                 loop.create_future(),
@@ -164,8 +176,8 @@ class TokenBatcher:
         run = functools.partial(
             self._engine.encode,
             joined([piece.cells for piece in batch]),
-            pool=batch[0].conventions.pool,
-            target=batch[0].conventions.target,
+            totals=joined_totals(batch),
+            **vars(batch[0].conventions),
         )
         try:
             deliver(batch, await asyncio.get_running_loop().run_in_executor(self._worker, run))
@@ -227,6 +239,12 @@ def joined(parts: list[CellBatch]) -> CellBatch:
         np.concatenate([part.counts for part in parts]),
         np.concatenate([part.row_ids for part in parts]),
     )
+
+
+def joined_totals(batch: list[Piece]) -> npt.NDArray[np.float64] | None:
+    """Totals of all cells of a batch, whose pieces all have them or none has."""
+    totals = [piece.totals for piece in batch if piece.totals is not None]
+    return np.concatenate(totals) if totals else None
 
 
 def deliver(batch: list[Piece], embedding: npt.NDArray[np.float32]) -> None:

@@ -53,34 +53,42 @@ class Service:
             await self._batcher.close()
 
     async def embed(
-        self, request: Request, cells: CellBatch, conventions: Conventions
+        self,
+        request: Request,
+        cells: CellBatch,
+        conventions: Conventions,
+        totals: npt.NDArray[np.float64] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Embeddings (cells, width) for a client that waits; RequestError or what the engine raises."""
+        """Results (cells, ...) for a client that waits; RequestError or what the engine raises.
+
+        ``totals`` (cells,) go with pre-normalized A.
+        """
         started = time.perf_counter()
-        work = (
-            self._remembered(cells, conventions)
-            if self.limits.cache_bytes
-            else self._encode(cells, conventions)
-        )
+        if self.limits.cache_bytes and conventions.output == "cell" and totals is None:
+            work = self._remembered(cells, conventions)
+        else:
+            work = self._batch(cells, conventions, totals)
         embedding = await while_connected(request, work, self.limits.timeout_s)
         self.metrics.embedded(len(cells), time.perf_counter() - started)
         return embedding
 
     async def _remembered(self, cells: CellBatch, conventions: Conventions) -> npt.NDArray[np.float32]:
-        """As ``_encode``, but only for cells that the cache lacks."""
+        """As ``_batch``, but only for cells that the cache lacks."""
         keys = cell_keys(cells, conventions)
         rows = [self._cache.get(key) for key in keys]
         missing = np.array([position for position, row in enumerate(rows) if row is None], dtype=np.int64)
         if len(missing):
             lacking = cells if len(missing) == len(cells) else cells.select(missing)
-            for position, row in zip(missing, await self._encode(lacking, conventions), strict=True):
+            for position, row in zip(missing, await self._batch(lacking, conventions), strict=True):
                 rows[position] = row
                 self._cache.put(keys[position], row)
         return np.stack([row for row in rows if row is not None])
 
-    async def _encode(self, cells: CellBatch, conventions: Conventions) -> npt.NDArray[np.float32]:
+    async def _batch(
+        self, cells: CellBatch, conventions: Conventions, totals: npt.NDArray[np.float64] | None = None
+    ) -> npt.NDArray[np.float32]:
         assert self._batcher is not None
-        return await self._batcher.encode(cells, conventions)
+        return await self._batcher.encode(cells, conventions, totals)
 
     def metrics_text(self) -> str:
         """The exposition of all counters as they are now."""
