@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cellfoundry_serving.endpoint import arrow
 from cellfoundry_serving.engines.base import POOLS
 
 CONVENTIONS: dict[str, Any] = {
@@ -122,3 +123,16 @@ def described(
     """``openapi_extra`` of a route with such a body."""
     content = {media_type: {"schema": schema, "examples": examples}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def embed_description() -> dict[str, Any]:
+    """``openapi_extra`` of ``POST /v1/embed``: its bodies, and the query that goes with those that are not JSON."""
+    extra = described(NATIVE_BODY, NATIVE_EXAMPLES)
+    extra["requestBody"]["content"][arrow.MEDIA_TYPE] = {
+        "schema": {"type": "string", "format": "binary", "description": arrow.COLUMNS}
+    }
+    extra["parameters"] = [
+        {"name": name, "in": "query", "required": False, "schema": schema}
+        for name, schema in CONVENTIONS.items()
+    ]
+    return extra
