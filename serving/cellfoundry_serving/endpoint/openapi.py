@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cellfoundry_serving.endpoint import arrow
+from cellfoundry_serving.endpoint import arrow, h5ad
 from cellfoundry_serving.engines.base import POOLS
 
 CONVENTIONS: dict[str, Any] = {
@@ -130,6 +130,9 @@ def embed_description() -> dict[str, Any]:
     extra = described(NATIVE_BODY, NATIVE_EXAMPLES)
     extra["requestBody"]["content"][arrow.MEDIA_TYPE] = {
         "schema": {"type": "string", "format": "binary", "description": arrow.COLUMNS}
+    }
+    extra["requestBody"]["content"][h5ad.MEDIA_TYPE] = {
+        "schema": {"type": "string", "format": "binary", "description": "An h5ad with raw counts."}
     }
     extra["parameters"] = [
         {"name": name, "in": "query", "required": False, "schema": schema}
