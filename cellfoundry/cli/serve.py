@@ -29,7 +29,7 @@ def serve(
         67_108_864, min=0, help="Memory for finished embeddings, for cells that come again; 0 keeps none."
     ),
     timeout: float = typer.Option(
-        600.0, min=0.001, help="Seconds for a request; then 408 (its body is late) or 504."
+        600.0, min=0.001, help="Seconds for a body to arrive (then 408), and from there for the answer (504)."
     ),
 ) -> None:
     """Serve embeddings over the Open Inference Protocol (V2) and JSON; SIGTERM and Ctrl-C drain."""

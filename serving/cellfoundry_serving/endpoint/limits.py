@@ -14,7 +14,7 @@ class Limits(BaseModel):
         queued_tokens: tokens that may wait for the engine; a request beyond is answered with 429, and one
             that could never fit with 413.
         cache_bytes: memory for finished embeddings, which the same cells get without computing; 0 keeps none.
-        timeout_s: seconds from a request's first byte to its answer; then 408 while its body arrives, 504 after.
+        timeout_s: seconds for a body to arrive (then 408), and from there for the answer (then 504).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
