@@ -32,16 +32,22 @@ class Client:
     Args:
         url: such as ``http://127.0.0.1:8000``.
         timeout_s: for one request.
+        api_key: one that the endpoint knows, where it asks for keys.
 
     Every method raises ServingError where the endpoint cannot be reached or refuses.
     """
 
-    def __init__(self, url: str, timeout_s: float = 600.0) -> None:
+    def __init__(self, url: str, timeout_s: float = 600.0, api_key: str | None = None) -> None:
         self.url = url.rstrip("/")
         try:
             is_local = httpx.URL(self.url).host in LOOPBACK_HOSTS
             # A proxy of the environment is for the outside; it cannot reach this machine's loopback.
-            self._http = httpx.Client(base_url=self.url, timeout=timeout_s, trust_env=not is_local)
+            self._http = httpx.Client(
+                base_url=self.url,
+                timeout=timeout_s,
+                trust_env=not is_local,
+                headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
+            )
         except httpx.InvalidURL as error:
             raise ServingError(f"{url!r} is no URL; give one such as http://127.0.0.1:8000.") from error
 

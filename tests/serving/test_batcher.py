@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_serving.endpoint.batcher import Conventions, TokenBatcher
@@ -126,3 +128,75 @@ def test_a_client_that_left_costs_nothing() -> None:
         await asyncio.gather(first, stayer)
 
     assert [sizes for _, sizes in with_batcher(test).calls] == [[3], [10]]
+
+
+def test_the_other_cells_of_a_failed_request_are_not_computed() -> None:
+    async def test(engine: SumEngine, batcher: TokenBatcher) -> None:
+        first = await occupied(engine, batcher)
+        failing = asyncio.create_task(batcher.encode(random_cells(400, (66, 80, 90), 0), T4))
+        await asyncio.sleep(0)
+        assert batcher.queued_tokens == 68 + 82 + 92
+        engine.gate.set()
+        with pytest.raises(ValueError, match="not this one"):
+            await failing
+        await first
+        assert batcher.queued_tokens == 0
+
+    assert [sizes for _, sizes in with_batcher(test).calls][:2] == [[3], [68]]
+
+
+class FloodedEngine(SumEngine):
+    """Short cells of other clients arrive during every call, until ``last`` tokens have been computed."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.last = last
+        self.flood: Callable[[], None] = lambda: None
+
+    def encode(self, batch: CellBatch, **conventions: Any) -> np.ndarray:
+        result = super().encode(batch, **conventions)
+        if self.last not in self.calls[-1][1] and len(self.calls) < 100:
+            self.flood()
+        return result
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 120), st.sampled_from(["t4", "t6"]), st.booleans()), max_size=12),
+    st.sampled_from(["t4", "t6"]),
+)
+def test_a_long_cell_waits_for_no_more_calls_than_there_were_cells_before_it(
+    before: list[tuple[int, str, bool]], target: str
+) -> None:
+    """However many short cells come after it, and whoever of those before it leaves."""
+
+    async def test() -> int:
+        engine = FloodedEngine(last=302)
+        batcher = TokenBatcher(engine, max_tokens=100)
+        loop = asyncio.get_running_loop()
+        crowd: list[asyncio.Task[np.ndarray]] = []
+
+        def ask(genes: int, target: str) -> asyncio.Task[np.ndarray]:
+            cells = random_cells(400, (genes + (genes == 66),), 0)
+            return asyncio.create_task(batcher.encode(cells, Conventions("all", target)))
+
+        def arrive() -> None:
+            crowd.extend(ask(10, target) for target in ("t4", "t6", "t4"))
+
+        first = await occupied(engine, batcher)
+        early = [(ask(genes, target), leaves) for genes, target, leaves in before]
+        long = ask(300, target)
+        await asyncio.sleep(0)
+        for task, leaves in early:
+            if leaves:
+                task.cancel()
+        engine.flood = lambda: loop.call_soon_threadsafe(arrive) and None
+        engine.gate.set()
+        await asyncio.gather(first, long)
+        await asyncio.gather(*(task for task, _ in early), *crowd, return_exceptions=True)
+        await batcher.close()
+        calls_before = [sizes for _, sizes in engine.calls].index([302])
+        assert calls_before - 1 <= sum(not leaves for _, leaves in early)
+        return calls_before
+
+    asyncio.run(asyncio.wait_for(test(), 20))

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import jsonschema
 import numpy as np
 import pytest
 import tritonclient.http as triton
@@ -15,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_serving.client import Client
-from cellfoundry_serving.endpoint.app import Limits
+from cellfoundry_serving.endpoint.limits import Limits
 from cellfoundry_serving.endpoint.server import running
 from cellfoundry_serving.engines.base import POOLS, Engine
 
@@ -97,6 +98,36 @@ def test_native_json_takes_names_and_answers_null_for_empty_cells(
     np.testing.assert_allclose(got, engine.encode(cells, target="f2"), atol=1e-4, rtol=0)
 
 
+def test_native_json_takes_one_cell_or_rows_of_the_same_genes(
+    url: str, engine: Engine, cells: CellBatch
+) -> None:
+    rows = np.zeros((len(cells), len(engine.vocab_genes)), np.float32)
+    for row in range(len(cells)):
+        entries = slice(cells.indptr[row], cells.indptr[row + 1])
+        rows[row, cells.gene_ids[entries]] = cells.counts[entries]
+    expected = engine.encode(cells)
+    body = {"genes": list(engine.vocab_genes), "counts": rows.tolist()}
+    got = np.array(httpx.post(f"{url}/v1/embed", json=body).json()["embedding"], dtype=np.float32)
+    np.testing.assert_allclose(got, expected, atol=1e-4, rtol=0)
+    body["counts"] = rows[2].tolist()
+    got = np.array(httpx.post(f"{url}/v1/embed", json=body).json()["embedding"], dtype=np.float32)
+    np.testing.assert_allclose(got, expected[2:3], atol=1e-4, rtol=0)
+
+
+def test_every_example_of_the_description_is_answered_and_fits_its_schema(url: str) -> None:
+    description = httpx.get(f"{url}/openapi.json").json()
+    posted = 0
+    for path, methods in description["paths"].items():
+        for media_type, body in methods.get("post", {}).get("requestBody", {}).get("content", {}).items():
+            for example in body.get("examples", {}).values():
+                assert media_type == "application/json"
+                jsonschema.validate(example["value"], body["schema"])
+                response = httpx.post(url + path.replace("{model}", "cellfoundry"), json=example["value"])
+                assert response.status_code == 200, response.text
+                posted += 1
+    assert posted >= 5
+
+
 def test_concurrent_clients_get_their_own_cells(url: str, engine: Engine, cells: CellBatch) -> None:
     expected = {pool: engine.encode(cells, pool=pool) for pool in POOLS}
 
@@ -153,6 +184,11 @@ def test_concurrent_clients_get_their_own_cells(url: str, engine: Engine, cells:
         ("/v1/embed", {"cells": [{"genes": ["A1BG"], "counts": [True]}]}, 400, "must be numbers"),
         ("/v1/embed", {"cells": [{"genes": ["A1BG"], "counts": [10**400]}]}, 400, "fit a float32"),
         ("/v1/embed", {"cells": {}}, 400, "must be a list"),
+        ("/v1/embed", {}, 400, "either 'cells'"),
+        ("/v1/embed", {"cells": [], "genes": []}, 400, "either 'cells'"),
+        ("/v1/embed", {"genes": ["A1BG"]}, 400, "lists of the same length"),
+        ("/v1/embed", {"genes": ["A1BG"], "counts": [[1], [1, 2]]}, 400, "Cell 1: 'genes' and"),
+        ("/v1/embed", {"genes": ["A1BG"], "counts": [[1], 2]}, 400, "lists of the same length"),
         ("/v1/nothing", {}, 404, "Not Found"),
         ("/docs", {}, 404, "Not Found"),
     ],

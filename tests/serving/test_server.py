@@ -14,17 +14,27 @@ import pytest
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_serving.client import Client
-from cellfoundry_serving.endpoint.server import serve
+from cellfoundry_serving.endpoint.server import listening, running, serve
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
 
 SERVE = "import sys; from cellfoundry_serving.endpoint.server import serve; serve(sys.argv[1], port=0)"
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org"])
-def test_only_loopback(model_dir: Path, host: str) -> None:
-    with pytest.raises(ServingError, match="not loopback"):
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2"])
+def test_others_can_ask_only_with_keys(model_dir: Path, host: str) -> None:
+    with pytest.raises(ServingError, match=r"not loopback.*--api-keys FILE"):
         serve(model_dir, host=host)
+    with socket.create_server(("0.0.0.0", 0)) as free:
+        port = free.getsockname()[1]
+    if host == "0.0.0.0":
+        with listening(host, port, public=True) as listener:
+            assert listener.getsockname() == (host, port)
+
+
+def test_a_host_is_an_address(model_dir: Path) -> None:
+    with pytest.raises(ServingError, match=r"'example\.org' is no IP address"):
+        serve(model_dir, host="example.org")
 
 
 def test_a_port_in_use_is_one_sentence(model_dir: Path) -> None:
@@ -32,6 +42,26 @@ def test_a_port_in_use_is_one_sentence(model_dir: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ServingError, match=f"Port {port} on 127.0.0.1 is not free"):
             serve(model_dir, port=port)
+
+
+class ColdEngine(Engine):
+    """Fails on whatever it is given."""
+
+    name = "torch"
+
+    def shape(self, output: str, pool: str) -> tuple[int, ...]:
+        return (1,)
+
+    def encode(self, batch: CellBatch, **conventions: Any) -> np.ndarray:
+        raise RuntimeError("no memory")
+
+
+def test_a_model_that_cannot_compute_is_never_ready() -> None:
+    with (
+        pytest.raises(ServingError, match="the model failed on its first cells"),
+        running(ColdEngine(("A",), 1, {}, "for tests")),
+    ):
+        pass
 
 
 def named(cells: CellBatch, row: int, engine: Engine) -> dict[str, Any]:

@@ -25,14 +25,16 @@ from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.checkpoint import save_model
 from cellfoundry_model.presets import PRESETS
 from cellfoundry_serving.client import infer_body
-from cellfoundry_serving.endpoint.app import MODEL_NAME
+from cellfoundry_serving.endpoint.limits import Limits
 from cellfoundry_serving.endpoint.server import running
+from cellfoundry_serving.endpoint.service import MODEL_NAME
 from cellfoundry_serving.endpoint.v2 import HEADER_LENGTH
 from cellfoundry_serving.engines import open_engine
 from cellfoundry_serving.engines.base import Engine
 
 WIDTH = 256
 CLIENTS = 8
+NO_CACHE = Limits(cache_bytes=0)  # every request carries the same cell
 BODY_ENTRIES = 3000  # 8 bytes each: a body of 24 kB
 
 
@@ -67,7 +69,7 @@ def overhead_rows(requests: int) -> tuple[list[Row], Curve]:
         np.array([0, BODY_ENTRIES]), genes, np.ones(BODY_ENTRIES, np.float32), np.zeros(1, np.int64)
     )
     request = infer_request(cell)
-    with running(NoEngine(n_genes=BODY_ENTRIES)) as url:
+    with running(NoEngine(n_genes=BODY_ENTRIES), limits=NO_CACHE) as url:
         loads = {clients: _load(request, url, clients, requests // clients) for clients in (1, 2, 4, 8)}
     p50, p99 = (
         {clients: _milliseconds(load, percent) for clients, load in loads.items()} for percent in (50, 99)
@@ -100,7 +102,7 @@ def model_row(cells: CellBatch, rounds: int = 3) -> Row:
     request = infer_request(cells.select(np.array([typical])))
     copies = cells.select(np.full(len(cells), typical))
     timed = Comparison([], [])
-    with running(engine) as url:
+    with running(engine, limits=NO_CACHE) as url:
         for _ in range(rounds):
             timed.ours.append(_load(request, url, CLIENTS, len(cells) // CLIENTS).wall_s)
             timed.peer.append(seconds(lambda: engine.encode(copies)))

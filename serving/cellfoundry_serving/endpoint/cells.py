@@ -30,6 +30,23 @@ def cells_from_tensors(tensors: dict[str, npt.NDArray[Any]], n_genes: int, max_c
     return checked_batch(indptr, gene_ids, counts, n_genes)
 
 
+def listed_cells(document: dict[str, Any]) -> Any:
+    """Takes the cells out of a native request: ``cells``, or ``genes`` with one row of ``counts`` or several.
+
+    Returns what ``cells_from_json`` takes; RequestError where the document has neither or both.
+    """
+    if ("cells" in document) == ("genes" in document or "counts" in document):
+        raise RequestError(
+            "Give either 'cells', a list of {genes, counts}, or 'genes' and 'counts' for all cells."
+        )
+    if "cells" in document:
+        return document.pop("cells")
+    genes, counts = document.pop("genes", None), document.pop("counts", None)
+    if isinstance(counts, list) and counts and all(isinstance(row, list) for row in counts):
+        return [{"genes": genes, "counts": row} for row in counts]
+    return [{"genes": genes, "counts": counts}]
+
+
 def cells_from_json(cells: Any, index: dict[str, int], max_cells: int) -> CellBatch:
     """``[{"genes": [names], "counts": [numbers]}, ...]``; genes outside the vocabulary are dropped.
 
