@@ -30,6 +30,7 @@ from cellfoundry_serving.parts.means import groups_of
 from cellfoundry_serving.parts.plan import PartPlan
 from cellfoundry_serving.parts.request import source_identities
 from cellfoundry_serving.parts.roads import open_road
+from cellfoundry_serving.parts.sources_kept import check_source_is_kept
 from cellfoundry_serving.parts.task import Computing, EmbedTask, EngineChoice
 from cellfoundry_serving.parts.work_folder import leaving_what_is_done, work_folder
 
@@ -200,15 +201,3 @@ def absolute_source(source: Source) -> Source:
         where = as_location(source)
         return where if is_url(where) else str(Path(where).absolute())  # of a link, the link's own name
     return absolute_source(source[0]) if len(source) == 1 else [str(absolute_source(each)) for each in source]
-
-
-def check_source_is_kept(source: Source, out: Path, *, adds_to_it: bool) -> None:
-    """Raises ServingError where writing ``out`` would destroy the source; adding obsm to its .h5ad keeps it."""
-    if isinstance(source, AnnData):
-        return
-    single = isinstance(source, str | Path)
-    for each in map(Path, [source] if isinstance(source, str | Path) else source):
-        if out.exists() and each.exists() and out.samefile(each) and not (single and adds_to_it):
-            raise ServingError(f"{out} is the source itself and would be overwritten; give another name.")
-        if each.is_dir() and each.resolve() in out.resolve().parents:
-            raise ServingError(f"{out} lies in the source {each}; give a name outside of it.")

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zarr
 from forty_cells import N_CELLS, run
 
 from cellfoundry_data.store_cells import open_cells
@@ -66,3 +69,50 @@ def test_any_range_of_joined_cells_is_what_the_whole_has_there(
             row += len(cells)
             assert len(cells) == block_cells or row == (stop or N_CELLS)
         assert row == (stop or N_CELLS)
+
+
+def test_an_output_is_never_a_source_of_its_pattern(atlas: Path, model_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "donors"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.h5ad").write_bytes(atlas.read_bytes())
+    for pattern in (
+        f"{folder}/*.h5ad",
+        f"{tmp_path}/d*",
+        f"{tmp_path}/**/*.h5ad",
+        f"{folder}/../donors/?.h5ad",
+    ):
+        with pytest.raises(ServingError, match=r"is the source itself|would be one of the sources"):
+            embed(pattern, model_dir, folder / "a.h5ad")
+    for pattern in (f"{folder}/*.h5ad", f"{tmp_path}/d*"):  # the second time it would be a source
+        with pytest.raises(ServingError, match=r"out\.h5ad would be one of the sources"):
+            embed(pattern, model_dir, folder / "out.h5ad")
+    assert sorted(path.name for path in folder.iterdir()) == ["a.h5ad", "b.h5ad"]
+    assert (folder / "a.h5ad").read_bytes() == atlas.read_bytes()
+    run(f"{folder}/[a].h5ad", model_dir, folder / "out.h5ad")
+
+
+def test_a_folder_that_holds_the_source_is_not_replaced(atlas: Path, model_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    run(atlas, model_dir, out, shards=True)
+    with pytest.raises(ServingError, match=r"lies in .*out\.parquet and would be overwritten"):
+        embed(out / "part-00000.parquet", model_dir, out)
+
+
+def test_only_an_embedding_with_nothing_beside_it_is_replaced(
+    atlas: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    foreign = tmp_path / "mine.parquet"
+    foreign.mkdir()
+    pq.write_table(pa.table({"cell": ["a"]}), foreign / "part-00000.parquet")
+    group = tmp_path / "group.zarr"
+    zarr.open_group(group, mode="w").create_array("embedding", data=np.zeros(2))
+    for name in ("ours.zarr", "ours.arrow"):
+        run(atlas, model_dir, tmp_path / name, shards=name.endswith("arrow"))
+        run(atlas, model_dir, tmp_path / name, shards=name.endswith("arrow"))
+        (tmp_path / name / "precious.txt").write_text("text")
+    for out in (foreign, group, tmp_path / "ours.zarr", tmp_path / "ours.arrow"):
+        before = sorted(out.rglob("*"))
+        with pytest.raises(ServingError, match="no earlier embedding"):
+            embed(atlas, model_dir, out)
+        assert sorted(out.rglob("*")) == before
