@@ -36,9 +36,10 @@ def test_mean_gene_embeddings_of_chosen_genes_by_group(
 
     out = tmp_path / "means.zarr"
     stop_at(25, atlas, model_dir, out, genes=",".join(chosen), **options)
-    summary = run(atlas, model_dir, out, genes=",".join(chosen), **options)
+    with pytest.warns(UserWarning, match="1 of 40 cells have no counts .*; they are in no mean"):
+        summary = embed(atlas, model_dir, out, genes=",".join(chosen), **options)
     assert summary.cells_before >= 16
-    assert "4 x 3 x 16 float32, means of 40 cells" in str(summary)
+    assert "4 x 3 x 16 float32, means of 38 of 40 cells" in str(summary)
     means = content(out)
     types = [f"type {number}" for number in range(4)]
     assert means["groups"].tolist() == types
@@ -63,6 +64,7 @@ def test_mean_gene_embeddings_of_chosen_genes_by_group(
         ),
         ({"output": "gene", "genes": "A1CF,A1CF"}, "names A1CF twice"),
         ({"output": "gene", "genes": " , "}, "names no gene"),
+        ({"num_gpus": 1.0}, "--num-gpus is of each Ray worker and there are none; add --workers N"),
         ({"genes": "A1CF"}, "Cell embeddings have no gene axis"),
         ({"shards": True}, "only .parquet and .arrow can be a folder of shards"),
         ({"mean_by": "cell_type", "shards": True}, "only .parquet and .arrow"),
@@ -92,3 +94,9 @@ def test_shards_hold_the_rows_in_order(
     (tmp_path / "out.arrow" / "mine.txt").write_text("text")
     with pytest.raises(ServingError, match=r"out\.arrow is a folder and no earlier embedding"):
         embed(atlas, model_dir, tmp_path / "out.arrow")
+
+
+def test_a_file_of_genes_that_is_no_text_is_told(atlas: Path, model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "genes.bin").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ServingError, match=r"genes\.bin is no text in UTF-8"):
+        embed(atlas, model_dir, tmp_path / "out.npy", output="gene", genes=tmp_path / "genes.bin")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +16,11 @@ from typing import Any
 
 import anndata as ad
 import pytest
-from forty_cells import Killed, assert_same, content, run, stop_at
+from forty_cells import N_CELLS, Killed, assert_same, content, run, stop_at
 
 from cellfoundry_serving.embed import embed
 from cellfoundry_serving.errors import ServingError
-from cellfoundry_serving.parts import plan
+from cellfoundry_serving.parts import plan, work_folder
 from cellfoundry_serving.read_ahead import read_ahead
 
 pytestmark = pytest.mark.usefixtures("small_parts")
@@ -161,10 +163,60 @@ def test_what_another_request_has_left_is_refused_and_fresh_discards_it(
     adata = ad.read_h5ad(atlas)
     adata.obs["new"] = 1.0
     adata.write_h5ad(atlas)
-    with pytest.raises(ServingError, match="sources that have changed since"):
+    with pytest.raises(
+        ServingError, match="sources that have changed since, which cannot go on: add --fresh"
+    ):
         embed(atlas, model_dir, out)
     assert run(atlas, model_dir, out, fresh=True).cells_before == 0
     assert not list(tmp_path.glob(".*"))
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """What a full disk is to a test that may not mount one."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "parquet", "arrow"])
+def test_a_disk_that_is_full_when_the_output_is_assembled_costs_no_part(
+    suffix: str, atlas: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    out, undisturbed = tmp_path / f"out.{suffix}", tmp_path / f"undisturbed.{suffix}"
+    run(atlas, model_dir, undisturbed)
+    waiting_rows = 4 * N_CELLS * 128 + 128
+    assert waiting_rows < undisturbed.stat().st_size
+    with (
+        files_of_at_most(waiting_rows),
+        pytest.warns(UserWarning, match="the same command goes on"),
+        pytest.raises(
+            ServingError, match=rf"out\.{suffix} could not be written .* make space and run the same"
+        ),
+    ):
+        embed(atlas, model_dir, out)
+    assert run(atlas, model_dir, out).cells_before == N_CELLS
+    assert_same(out, undisturbed)
+
+
+def test_the_disk_must_have_room_for_the_waiting_rows_and_the_output(
+    atlas: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 4 * N_CELLS * 128
+    usage = shutil.disk_usage(tmp_path)
+    for suffix, needed in (
+        ("npy", rows),
+        ("parquet", 2 * rows),
+        ("h5ad", 2 * rows + atlas.stat().st_size),
+    ):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=needed - 1: usage._replace(free=free))
+        with pytest.raises(ServingError, match=r"GB while it is written and 0\.0 GB are free"):
+            embed(atlas, model_dir, tmp_path / f"out.{suffix}")
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=needed: usage._replace(free=free))
+        run(atlas, model_dir, tmp_path / f"out.{suffix}")
 
 
 def test_a_full_disk_leaves_the_older_output_and_what_is_done(
@@ -174,13 +226,11 @@ def test_a_full_disk_leaves_the_older_output_and_what_is_done(
     run(atlas, model_dir, undisturbed, output="expression")
     older = b"older"
     out.write_bytes(older)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (undisturbed.stat().st_size // 2, before[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            embed(atlas, model_dir, out, output="expression")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with (
+        files_of_at_most(undisturbed.stat().st_size // 2),
+        pytest.raises(ServingError, match=r"out\.npy could not be written \(File too large"),
+    ):
+        embed(atlas, model_dir, out, output="expression")
     assert out.read_bytes() == older
     run(atlas, model_dir, out, output="expression")
     assert out.read_bytes() == undisturbed.read_bytes()
@@ -215,3 +265,87 @@ def test_reading_ahead_hands_errors_on_and_stops_with_its_caller() -> None:
     assert len(read) <= 5
     with pytest.raises(ValueError, match="fifty"):
         assert list(read_ahead(numbers())) == list(range(51))
+
+
+def test_a_second_ctrl_c_ends_the_waiting_for_the_reader(
+    atlas: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join = threading.Thread.join
+
+    def pressed_again(thread: threading.Thread, timeout: float | None = None) -> None:
+        join(thread, timeout)
+        if thread.name == "read-ahead":
+            raise KeyboardInterrupt
+
+    def pressed(_label: str, done: int, _total: int) -> None:
+        if done > 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "join", pressed_again)
+    with (
+        pytest.warns(UserWarning, match="the same command goes on"),
+        pytest.raises(KeyboardInterrupt) as raised,
+    ):
+        embed(atlas, model_dir, tmp_path / "out.npy", progress=pressed)
+    assert raised.traceback[-1].name == "pressed_again"  # and not lost in a generator that nobody closed
+
+
+def test_a_published_output_that_was_taken_away_is_made_again(
+    atlas: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for suffix in ("npy", "parquet"):
+        out, moved = tmp_path / f"out.{suffix}", tmp_path / f"moved.{suffix}"
+        with monkeypatch.context() as patch:
+            patch.setattr(work_folder.WorkFolder, "remove", killed)
+            with pytest.raises(Killed):
+                embed(atlas, model_dir, out)
+        out.rename(moved)
+        assert run(atlas, model_dir, out).cells_before == 0
+        assert_same(out, moved)
+
+
+def killed(*_: Any) -> None:
+    raise Killed
+
+
+def test_a_worker_whose_leader_was_killed_writes_where_nobody_looks(
+    atlas: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    out, undisturbed = tmp_path / "out.npy", tmp_path / "undisturbed.npy"
+    run(atlas, model_dir, undisturbed, pool="max")
+    stop_at(9, atlas, model_dir, out)
+    orphan = work_folder.WorkFolder(tmp_path / ".out.npy.partial", out)
+    stop_at(17, atlas, model_dir, out, pool="max", fresh=True)
+    with pytest.raises(FileNotFoundError):
+        orphan.commit(4, {"cells": 8, "empty": 0, "engine": "torch"})
+    run(atlas, model_dir, out, pool="max")
+    assert_same(out, undisturbed)
+
+
+def test_a_damaged_work_folder_is_told_and_fresh_discards_it(
+    atlas: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.npy"
+    stop_at(9, atlas, model_dir, out)
+    (request,) = tmp_path.glob(".out.npy.partial/**/request.json")
+    request.write_text("{")
+    with pytest.raises(ServingError, match=r"request\.json is damaged, .* add --fresh"):
+        embed(atlas, model_dir, out)
+    run(atlas, model_dir, out, fresh=True)
+
+
+def test_another_version_is_told_to_begin_anew(
+    atlas: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(9, atlas, model_dir, tmp_path / "out.npy")
+    monkeypatch.setattr("cellfoundry_serving.embed.version", lambda _: "9.9.9")
+    with pytest.raises(ServingError, match="another version of CellFoundry, which cannot go on: add --fresh"):
+        embed(atlas, model_dir, tmp_path / "out.npy")
+
+
+def test_another_provider_does_not_go_on_with_an_embedding(
+    atlas: Path, onnx_dir: Path, tmp_path: Path
+) -> None:
+    stop_at(9, atlas, onnx_dir, tmp_path / "out.npy", engine="onnx")
+    with pytest.raises(ServingError, match="unfinished embedding of another --provider"):
+        embed(atlas, onnx_dir, tmp_path / "out.npy", engine="onnx", provider="cpu")

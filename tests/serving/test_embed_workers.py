@@ -9,6 +9,7 @@ import psutil
 import pytest
 from forty_cells import assert_same, run, stop_at
 
+from cellfoundry_data.ray_cluster import usable_cpus
 from cellfoundry_serving.embed import embed
 from cellfoundry_serving.errors import ServingError
 
@@ -68,7 +69,19 @@ def test_mistakes_with_ray_workers_are_told_in_one_sentence(
 ) -> None:
     with pytest.raises(ServingError, match=r"2 workers and the one CPU that reads need 3 CPUs .* has 2"):
         embed(atlas, model_dir, tmp_path / "out.npy", workers=2)
+    with pytest.raises(ServingError, match="--num-gpus 1: the cluster has no GPU; leave --num-gpus out"):
+        embed(atlas, model_dir, tmp_path / "out.npy", workers=1, num_gpus=1)
     with pytest.raises(ServingError, match="no such model directory"):
         embed(atlas, tmp_path / "model", tmp_path / "out.npy", workers=1)
     with pytest.raises(ServingError, match="An AnnData in memory is embedded by this process"):
         embed(ad.read_h5ad(atlas), model_dir, tmp_path / "out.npy", workers=1)
+
+
+def test_a_machine_is_not_given_more_workers_than_cpus(
+    atlas: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # whatever other tests have started
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cpus = usable_cpus()
+    with pytest.raises(ServingError, match=f"this machine has {cpus}; give --workers {cpus} or fewer"):
+        embed(atlas, model_dir, tmp_path / "out.npy", workers=cpus + 1)
