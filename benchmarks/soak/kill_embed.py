@@ -157,14 +157,14 @@ def checksums(out: Path) -> dict[str, str]:
 
 def parts_done(work: Path) -> int:
     """Parts that are committed."""
-    return len(list(work.glob("parts/*.json")))
+    return len(list(work.glob("begun-*/parts/*.json")))
 
 
 def stage_of(work: Path) -> str:
     """How far the killed embedding was."""
-    if not (work / "request.json").exists():
+    if not list(work.glob("begun-*/request.json")):
         return "starting"
-    if (work / "ready.json").exists():
+    if list(work.glob("begun-*/ready.json")):
         return "publishing"
     return "writing the output" if parts_done(work) == PARTS else "computing"
 

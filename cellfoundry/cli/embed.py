@@ -101,7 +101,9 @@ def embed(
     engine: EngineName = typer.Option(EngineName.auto, help=ENGINE_HELP),
     provider: ProviderName | None = typer.Option(None, help=PROVIDER_HELP),
     precision: Precision = typer.Option(
-        Precision.fp32, help="bf16 is for GPUs; it is off by about 1 % of the largest number."
+        Precision.fp32,
+        help="bf16 is faster on GPUs and on CPUs with bf16 instructions; its embeddings have a cosine of 0.9999 or "
+        "more with those of fp32.",
     ),
     layer: str | None = typer.Option(
         None,
@@ -130,7 +132,7 @@ def embed(
         "GPU of the cluster that RAY_ADDRESS names.",
     ),
     num_gpus: float | None = typer.Option(
-        None, min=0, help="GPUs of each worker. Default: 1 where the cluster has GPUs."
+        None, min=0, help="GPUs of each Ray worker (--workers). Default: 1 where the cluster has GPUs."
     ),
     fresh: bool = typer.Option(
         False, "--fresh", help="Start over: use nothing that a killed embedding has left."

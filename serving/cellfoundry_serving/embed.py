@@ -30,6 +30,7 @@ from cellfoundry_serving.parts.means import groups_of
 from cellfoundry_serving.parts.plan import PartPlan
 from cellfoundry_serving.parts.request import source_identities
 from cellfoundry_serving.parts.roads import open_road
+from cellfoundry_serving.parts.sources_kept import check_source_is_kept
 from cellfoundry_serving.parts.task import Computing, EmbedTask, EngineChoice
 from cellfoundry_serving.parts.work_folder import leaving_what_is_done, work_folder
 
@@ -42,7 +43,8 @@ class EmbedSummary:
         shape: of the written array; the first axis is the cells, of means the groups.
         cells: cells of the source.
         cells_before: of these, cells that an earlier run had done.
-        empty_cells: cells without counts, whose rows are NaN.
+        empty_cells: cells without counts, whose rows are NaN; no mean holds them.
+        averaged: cells that are in the means: those with counts and a value of the column; None without means.
         seconds: wall time of reading, computing and writing.
         engine: which engine ran, and why.
         road: where it ran, and why there.
@@ -52,6 +54,7 @@ class EmbedSummary:
     cells: int
     cells_before: int
     empty_cells: int
+    averaged: int | None
     seconds: float
     engine: str
     road: str
@@ -60,7 +63,7 @@ class EmbedSummary:
         """One line for people."""
         rate = (self.cells - self.cells_before) / self.seconds
         resumed = f" ({self.cells_before:,} cells were done before)" if self.cells_before else ""
-        means = f", means of {self.cells:,} cells" if self.shape[0] != self.cells else ""
+        means = "" if self.averaged is None else f", means of {self.averaged:,} of {self.cells:,} cells"
         return (
             f"{' x '.join(f'{n:,}' for n in self.shape)} float32{means}, {rate:,.1f} cells/s{resumed}, {self.engine}; "
             f"{self.road}"
@@ -169,6 +172,7 @@ def embed(
             "model": facts.info["weights_sha256"],
             "engine": facts.name,
             "precision": facts.precision,
+            "provider": provider,
             "genes": None if kept is None else list(kept),
             "version": version("cellfoundry"),
             "part_cells": task.computing.plan.part_cells,
@@ -179,13 +183,13 @@ def embed(
             with leaving_what_is_done(work, resumable=identities is not None):
                 done = job.go_on(work)
             work.remove()
-    if names is None:
-        warn_about_empty_cells(done.empty, done.n_cells)
+    warn_about_empty_cells(done.empty, done.n_cells, means=names is not None)
     return EmbedSummary(
         (done.n_cells if names is None else len(names), *row_shape),
         done.n_cells,
         done.cells_before,
         done.empty,
+        done.averaged,
         time.monotonic() - started,
         " and ".join(done.engines),
         road.why,
@@ -200,15 +204,3 @@ def absolute_source(source: Source) -> Source:
         where = as_location(source)
         return where if is_url(where) else str(Path(where).absolute())  # of a link, the link's own name
     return absolute_source(source[0]) if len(source) == 1 else [str(absolute_source(each)) for each in source]
-
-
-def check_source_is_kept(source: Source, out: Path, *, adds_to_it: bool) -> None:
-    """Raises ServingError where writing ``out`` would destroy the source; adding obsm to its .h5ad keeps it."""
-    if isinstance(source, AnnData):
-        return
-    single = isinstance(source, str | Path)
-    for each in map(Path, [source] if isinstance(source, str | Path) else source):
-        if out.exists() and each.exists() and out.samefile(each) and not (single and adds_to_it):
-            raise ServingError(f"{out} is the source itself and would be overwritten; give another name.")
-        if each.is_dir() and each.resolve() in out.resolve().parents:
-            raise ServingError(f"{out} lies in the source {each}; give a name outside of it.")

@@ -172,11 +172,12 @@ def count_empty(cells: CellBatch) -> int:
     return int((np.diff(cells.indptr) == 0).sum())
 
 
-def warn_about_empty_cells(empty: int, cells: int) -> None:
-    """A warning where some cells have no counts."""
+def warn_about_empty_cells(empty: int, cells: int, *, means: bool = False) -> None:
+    """A warning where some cells have no counts; ``means`` were taken, which leave them out."""
     if empty:
+        what_of_them = "they are in no mean" if means else "their rows are NaN"
         warnings.warn(
-            f"{empty:,} of {cells:,} cells have no counts in the model's genes; their rows are NaN.",
+            f"{empty:,} of {cells:,} cells have no counts in the model's genes; {what_of_them}.",
             UserWarning,
             stacklevel=3,
         )

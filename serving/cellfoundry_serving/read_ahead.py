@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -14,7 +14,7 @@ JOIN_S = 5.0
 """A reader may be in the middle of sorting a large file; it dies with the process."""
 
 
-def read_ahead(items: Iterable[T], ahead: int = 1) -> Iterator[T]:
+def read_ahead(items: Iterable[T], ahead: int = 1) -> Generator[T]:
     """Yields what ``items`` yields while a thread is up to ``ahead`` items, and the one it is at, further.
 
     What the thread meets as an exception is raised here, after the items before it. When the caller stops early,

@@ -11,6 +11,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
+from forty_cells import N_CELLS
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.vocabulary import Vocabulary
@@ -22,6 +23,7 @@ from cellfoundry_serving.engines import open_engine
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.export import export_model
 from cellfoundry_serving.export.check import random_cells
+from cellfoundry_serving.parts import plan
 
 CONFIG = ModelConfig(
     n_genes=400,
@@ -87,3 +89,27 @@ def adata(cells: CellBatch) -> AnnData:
         index=[f"barcode{row}" for row in range(9)],
     )
     return AnnData(counts, obs=obs, var=pd.DataFrame(index=list(GENES)))
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of eight cells."""
+    monkeypatch.setattr(plan, "PART_CELLS", 8)
+
+
+@pytest.fixture
+def atlas(engine: Engine, tmp_path: Path) -> Path:
+    """Forty cells of four types, five parts of eight; the third cell has no counts, the fourth no type."""
+    rng = np.random.default_rng(0)
+    counts = sp.random(
+        N_CELLS, CONFIG.n_genes, 0.05, format="lil", rng=rng, data_rvs=lambda n: rng.geometric(0.3, n)
+    )
+    counts[2] = 0
+    types = pd.Series([f"type {row % 4}" for row in range(N_CELLS)], dtype=object)
+    types[3] = None
+    obs = pd.DataFrame({"cell_type": types.to_numpy()}, index=[f"c{row}" for row in range(N_CELLS)])
+    adata = AnnData(
+        counts.tocsr().astype(np.float32), obs=obs, var=pd.DataFrame(index=list(engine.vocab_genes))
+    )
+    adata.write_h5ad(tmp_path / "atlas.h5ad")
+    return tmp_path / "atlas.h5ad"

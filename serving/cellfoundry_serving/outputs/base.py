@@ -12,6 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 
 OBSM_KEY = "X_cellfoundry"
+PROVENANCE_KEY = "cellfoundry"
+"""Of attributes and schema metadata: what makes a file ours."""
 
 Blocks: TypeAlias = Iterable[tuple[int, npt.NDArray[np.float32]]]
 """(first row, float32 rows) in order."""

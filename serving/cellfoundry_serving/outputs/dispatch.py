@@ -16,12 +16,14 @@ from cellfoundry_data.store.replace import sync, sync_tree
 from cellfoundry_serving.atomic import check_parent
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.outputs.base import Blocks, OutputSpec, RowsOnDisk
+from cellfoundry_serving.outputs.earlier import is_earlier_output
 from cellfoundry_serving.outputs.npy import NpyRows, create_npy, npy_blocks
 
 SUFFIXES = (".h5ad", ".npy", ".parquet", ".arrow", ".zarr")
 GENE_SUFFIXES = (".npy", ".zarr")
 SHARD_SUFFIXES = (".parquet", ".arrow")
 ANY_ORDER = (".npy", ".zarr")
+FOLDER_SUFFIXES = (".zarr", *SHARD_SUFFIXES)
 
 
 def check_output(out: Path, output: str, *, shards: bool = False) -> None:
@@ -33,22 +35,11 @@ def check_output(out: Path, output: str, *, shards: bool = False) -> None:
         raise ServingError(f"{out}: gene embeddings have three axes; use one of {', '.join(GENE_SUFFIXES)}.")
     if shards and suffix not in SHARD_SUFFIXES:
         raise ServingError(f"{out}: only {' and '.join(SHARD_SUFFIXES)} can be a folder of shards.")
-    if out.is_dir() and not is_earlier_output(out):
+    if out.is_dir() and not (suffix in FOLDER_SUFFIXES and is_earlier_output(out)):
         raise ServingError(
-            f"{out} is a folder and no earlier embedding, so it is not replaced; give another name."
+            f"{out} is a folder and no earlier embedding alone, so it is not replaced; give another name."
         )
     check_parent(out)
-
-
-def is_earlier_output(folder: Path) -> bool:
-    """Whether a folder is one that this module writes."""
-    suffix = folder.suffix.lower()
-    if suffix == ".zarr":
-        return (folder / "embedding").is_dir()
-    names = [path.name for path in folder.iterdir()]
-    return suffix in SHARD_SUFFIXES and all(
-        name.startswith("part-") and name.endswith(suffix) for name in names
-    )
 
 
 def create_rows(path: Path, suffix: str, shape: tuple[int, ...], rows_of_chunk: int) -> None:

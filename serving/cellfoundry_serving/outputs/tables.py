@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cellfoundry_serving.outputs.base import Blocks, OutputSpec
+from cellfoundry_serving.outputs.base import PROVENANCE_KEY, Blocks, OutputSpec
 
 SHARD_BYTES = 256 * 2**20
 """Of vectors in a file of a folder."""
@@ -30,7 +30,7 @@ class Table:
         column = "embedding" if spec.output == "cell" else "expression"
         self._cells = obs_table(spec.obs, reserved=column, name=spec.rows.removesuffix("s"))
         self._list_type = pa.list_(pa.float32(), spec.shape[1])
-        metadata = {"cellfoundry": json.dumps(spec.provenance)}
+        metadata = {PROVENANCE_KEY: json.dumps(spec.provenance)}
         if spec.output == "expression":
             metadata["genes"] = "\n".join(spec.genes)
         self.schema = self._cells.schema.append(pa.field(column, self._list_type)).with_metadata(metadata)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import zarr
 
 from cellfoundry_data.store.replace import sync, sync_tree
-from cellfoundry_serving.outputs.base import OutputSpec, RowsOnDisk
+from cellfoundry_serving.outputs.base import PROVENANCE_KEY, OutputSpec, RowsOnDisk
 
 CHUNK_BYTES = 16 * 2**20
 
@@ -80,7 +80,7 @@ def finish_zarr(path: Path, spec: OutputSpec) -> None:
     if spec.rows == "groups":
         for name in spec.obs.columns:
             group.create_array(str(name), data=spec.obs[name].to_numpy(), overwrite=True)
-    group.attrs.update({"cellfoundry": spec.provenance})
+    group.attrs.update({PROVENANCE_KEY: spec.provenance})
     sync_tree(path)
 
 

@@ -49,7 +49,12 @@ def _names(genes: str | Path | Sequence[str]) -> list[str]:
     if isinstance(genes, str) and not Path(genes).is_file():
         named: Sequence[str] = genes.split(",")
     elif isinstance(genes, str | Path):
-        named = Path(genes).read_text(encoding="utf-8").splitlines()
+        try:
+            named = Path(genes).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ServingError(
+                f"--genes: {genes} is no text in UTF-8; give a file with one gene a line."
+            ) from error
     else:
         named = genes
     return [name.strip() for name in named if name.strip()]

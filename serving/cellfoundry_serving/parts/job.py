@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,6 @@ import pandas as pd
 from cellfoundry_data.joined_cells import Cells
 from cellfoundry_serving.atomic import remove
 from cellfoundry_serving.encode import Progress
-from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.outputs.base import OutputSpec
 from cellfoundry_serving.outputs.dispatch import (
     ANY_ORDER,
@@ -23,6 +21,7 @@ from cellfoundry_serving.outputs.dispatch import (
     write_array,
     write_in_order,
 )
+from cellfoundry_serving.parts.disk_space import needed_bytes, require_space, telling_a_full_disk
 from cellfoundry_serving.parts.means import GroupSums, SumsCheckpoint, check_sums_fit
 from cellfoundry_serving.parts.progress import PartProgress
 from cellfoundry_serving.parts.request import check_same, check_unchanged
@@ -57,11 +56,15 @@ class EmbedJob:
         Raises:
             ServingError: what is there is of another request and ``fresh`` is not set.
         """
-        begun = work.request
-        if fresh or begun is None or not work.has_progress or (work.is_published and begun != self.request):
+        begun = None if fresh else work.request
+        if begun is None or self._is_of_no_use(work, begun):
             work.clear()
         else:
             check_same(begun, self.request, work.out)
+
+    def _is_of_no_use(self, work: WorkFolder, begun: dict[str, Any]) -> bool:
+        over = work.is_taken_away or (work.is_published and begun != self.request)
+        return over or not work.has_progress
 
     def go_on(self, work: WorkFolder) -> PartProgress:
         """Do what is missing, and put the output in its place.
@@ -69,6 +72,13 @@ class EmbedJob:
         Raises:
             ServingError: the disk is too small, or a source has changed.
         """
+        with telling_a_full_disk(work.out):
+            progress, running = self._go_on(work)
+        if running is not None:
+            progress.averaged = int(running.sums.counts.sum())
+        return progress
+
+    def _go_on(self, work: WorkFolder) -> tuple[PartProgress, SumsCheckpoint | None]:
         if work.request is None:
             self._lay_out(work)
         if self.groups is not None:
@@ -83,19 +93,22 @@ class EmbedJob:
         progress = PartProgress(self.task.computing.plan.n_cells, done.values(), self.progress)
         if work.is_finished:
             work.finish_publishing()
-            return progress
+            return progress, running
         missing = [part for part in range(self.task.computing.plan.n_parts) if part not in done]
         self.road.run(self.task, self.cells, missing, work, running, progress)
         check_unchanged(self.task.source, self.task.identities, stores=False)
         self._finish(work, running, progress)
         work.publish()
-        return progress
+        return progress, running
 
     def _lay_out(self, work: WorkFolder) -> None:
         plan = self.task.computing.plan
+        work.lay_out()
         if self.groups is None:
             shape = (plan.n_cells, *self.task.computing.row_shape)
-            require_space(work, 4 * math.prod(shape))
+            # Of expression an .h5ad has nothing of its source.
+            source = self.task.source if self.request["output"] == "cell" else None
+            require_space(work, needed_bytes(work.suffix, 4 * math.prod(shape), source))
             create_rows(work.rows, work.suffix, shape, plan.chunk_cells)
         work.begin(self.request)
 
@@ -124,7 +137,7 @@ class EmbedJob:
         if running is None and work.suffix in ANY_ORDER:
             finish_in_place(work.output, work.suffix, spec)
             return
-        unfinished = work.path / "unfinished"
+        unfinished = work.inside / "unfinished"
         remove(unfinished)
         if running is not None:
             write_array(unfinished, work.suffix, spec, running.sums.means())
@@ -153,15 +166,4 @@ class EmbedJob:
                 "cellfoundry": str(self.request["version"]),
             }
             | ({"mean_by": str(self.request["mean_by"])} if self.groups is not None else {})
-        )
-
-
-def require_space(work: WorkFolder, size: int) -> None:
-    """Raises ServingError where the disk has less room than the numbers of the output take."""
-    free = shutil.disk_usage(work.path).free
-    # Chunks of a Zarr output are compressed, floats to about nine tenths.
-    if free < size * (0.9 if work.suffix == ".zarr" else 1):
-        raise ServingError(
-            f"{work.out} takes {size / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free there; choose another --out, or "
-            "a smaller output: --genes, --mean-by, --pool max."
         )

@@ -8,7 +8,6 @@ Legend: G groups.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -106,13 +105,13 @@ class SumsCheckpoint:
     """
 
     def __init__(self, work: WorkFolder, sums: GroupSums) -> None:
-        self._work, self._state = work, work.path / SUMS_STATE
+        self._work, self._state = work, work.inside / SUMS_STATE
         self.sums = sums
         self.parts: dict[int, dict[str, Any]] = {}
         self._saved, self._took = time.monotonic(), 0.0
         if self._state.exists():
-            state = json.loads(self._state.read_bytes())
-            sums.sums[...] = np.load(work.path / state["file"], allow_pickle=False)
+            state = work.read(self._state)
+            sums.sums[...] = np.load(work.inside / state["file"], allow_pickle=False)
             sums.counts[...] = state["counts"]
             self.parts = {int(part): facts for part, facts in state["parts"].items()}
         for part, facts in work.committed().items():
@@ -135,11 +134,11 @@ class SumsCheckpoint:
     def save(self) -> None:
         """Commit to the disk; the older sums and those of single parts go when the new ones are there."""
         began = time.monotonic()
-        file = self._work.path / f"sums-{len(self.parts):06d}.npy"
+        file = self._work.inside / f"sums-{len(self.parts):06d}.npy"
         save_array(file, self.sums.sums)
         state = {"file": file.name, "counts": self.sums.counts.tolist(), "parts": self.parts}
         write_json(self._state, state)
-        for older in self._work.path.glob("sums-*.npy"):
+        for older in self._work.inside.glob("sums-*.npy"):
             if older != file:
                 older.unlink()
         self._work.forget(self.parts)

@@ -16,6 +16,7 @@ class PartProgress:
         cells_before: cells that were done before this run.
         empty: cells without counts so far.
         engines: what has computed the parts.
+        averaged: cells that are in the means; None where every cell is written.
     """
 
     def __init__(self, n_cells: int, parts: Iterable[dict[str, Any]], progress: Progress | None) -> None:
@@ -23,6 +24,7 @@ class PartProgress:
         self._progress = progress
         self.empty = 0
         self.engines: list[str] = []
+        self.averaged: int | None = None
         self._cells = self._told = 0
         for facts in parts:
             self._take(facts)

@@ -23,6 +23,7 @@ from cellfoundry_data.joined_cells import Cells
 from cellfoundry_model.errors import ModelError
 from cellfoundry_serving.encode import open_for
 from cellfoundry_serving.errors import ServingError
+from cellfoundry_serving.parts.disk_space import telling_a_full_disk
 from cellfoundry_serving.parts.means import SumsCheckpoint
 from cellfoundry_serving.parts.plan import runs
 from cellfoundry_serving.parts.progress import PartProgress
@@ -74,14 +75,16 @@ class RayRoad(Road):
         self._workers = int(gpus) if workers is None else workers
         if self._workers + 1 > cpus:
             raise ServingError(
-                f"{self._workers} workers and the one CPU that reads need {self._workers + 1} CPUs and the cluster has "
-                f"{cpus}; give --workers {max(1, cpus - 1)}."
+                f"{self._workers} worker{'s' * (self._workers > 1)} and the one CPU that reads need "
+                f"{self._workers + 1} CPUs and the cluster has {cpus}; "
+                + (
+                    f"give --workers {cpus - 1}."
+                    if cpus > 1
+                    else "leave --workers out, on a machine of your own."
+                )
             )
         if self._workers * self._gpus > gpus:
-            raise ServingError(
-                f"{self._workers} workers of {self._gpus:g} GPUs need more than the {gpus:g} of the cluster; give "
-                "fewer --workers or --num-gpus."
-            )
+            raise ServingError(self._too_few_gpus(gpus))
         # Where the engine runs, and not here: the driver's machine may have no GPU.
         of_engine = ray.remote(_facts).options(num_cpus=1, num_gpus=self._gpus)
         try:
@@ -94,6 +97,18 @@ class RayRoad(Road):
         asked = "--workers" if workers is not None else "the cluster of RAY_ADDRESS has several GPUs"
         each = f"{self._gpus:g} GPU each" if self._gpus else "a CPU each"
         self.why = f"by {self._workers} Ray worker{'s' * (self._workers > 1)} of {each} ({asked})"
+
+    def _too_few_gpus(self, gpus: float) -> str:
+        if not gpus:
+            return (
+                f"--num-gpus {self._gpus:g}: the cluster has no GPU; leave --num-gpus out to compute on CPUs."
+            )
+        fitting = int(gpus // self._gpus)
+        advice = f"--workers {fitting}" if fitting else f"--num-gpus {gpus:g} or less"
+        return (
+            f"{self._workers} worker{'s' * (self._workers > 1)} of {self._gpus:g} GPUs each need more than the "
+            f"{gpus:g} of the cluster; give {advice}."
+        )
 
     def run(
         self,
@@ -161,7 +176,7 @@ class EmbedActor:
     """One model; embeds the parts that come."""
 
     def __init__(self, computing: Computing, work: WorkFolder, means: bool) -> None:
-        self._computing = computing
+        self._computing, self._out = computing, work.out
         self._engine = computing.engine.open()
         self._landing = PartSumsLanding(work, computing) if means else RowsLanding(work, computing.plan)
 
@@ -177,15 +192,16 @@ class EmbedActor:
             if isinstance(self._landing, PartSumsLanding):
                 self._landing.begin(int(cells.row_ids[0]), row["groups"])
             try:
-                answer["facts"] = compute_part(
-                    self._computing,
-                    self._engine,
-                    answer["part"],
-                    cells,
-                    totals,
-                    self._landing,
-                    lambda _: None,
-                )
+                with telling_a_full_disk(self._out):
+                    answer["facts"] = compute_part(
+                        self._computing,
+                        self._engine,
+                        answer["part"],
+                        cells,
+                        totals,
+                        self._landing,
+                        lambda _: None,
+                    )
             except (*USER_ERRORS.values(), OSError, MemoryError) as error:
                 answer |= {"kind": type(error).__name__, "error": str(error) or type(error).__name__}
         return {"json": [json.dumps(answer)]}

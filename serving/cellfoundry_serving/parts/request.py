@@ -14,10 +14,11 @@ from cellfoundry_data.store_cells import is_store, listed_sources
 from cellfoundry_serving.errors import ServingError
 
 NAMES = {
-    "sources": "other sources, or sources that have changed since",
+    "sources": "other sources",
     "model": "another model",
     "engine": "another engine",
     "precision": "another precision",
+    "provider": "another --provider",
     "output": "another --output",
     "pool": "another --pool",
     "target": "another --target",
@@ -44,12 +45,23 @@ def _identity(path: str) -> str:
 def check_same(begun: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
     """Raises ServingError where an unfinished embedding was begun for something else than is asked now."""
     differing = [name for name in {**begun, **asked} if begun.get(name) != asked.get(name)]
-    if differing:
-        what = NAMES.get(differing[0], "another version of CellFoundry")
+    if not differing:
+        return
+    what = NAMES.get(differing[0], "another version of CellFoundry")
+    if "sources" in differing and _names_of(begun) == _names_of(asked):
+        what = "sources that have changed since"
+    elif not {"model", "version", "part_cells"} & set(differing):
         raise ServingError(
             f"{out} has an unfinished embedding of {what}: run that command again to finish it, give another --out, or "
             "add --fresh to discard it."
         )
+    raise ServingError(
+        f"{out} has an unfinished embedding of {what}, which cannot go on: add --fresh to discard it and begin anew."
+    )
+
+
+def _names_of(request: dict[str, Any]) -> list[str]:
+    return [name for name, _ in request["sources"] or []]
 
 
 def check_unchanged(source: Any, identities: list[list[str]] | None, *, stores: bool) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from anndata import AnnData
 
 from cellfoundry_data.joined_cells import Cells
-from cellfoundry_data.ray_cluster import ray_cluster
+from cellfoundry_data.ray_cluster import ray_cluster, usable_cpus
 from cellfoundry_serving.encode import Source
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.parts.means import SumsCheckpoint
@@ -78,10 +79,12 @@ class OneProcess(Road):
         else:
             assert task.groups is not None
             landing = SumsLanding(running, task.groups)
-        for part, batch, totals in read_ahead(read_parts(cells, task.computing.plan, missing)):
-            progress.done(
-                compute_part(task.computing, self._engine, part, batch, totals, landing, progress.within)
-            )
+        # Closed here and not by the garbage collector, where a second Ctrl-C would only be printed.
+        with closing(read_ahead(read_parts(cells, task.computing.plan, missing))) as parts:
+            for part, batch, totals in parts:
+                progress.done(
+                    compute_part(task.computing, self._engine, part, batch, totals, landing, progress.within)
+                )
 
 
 @contextmanager
@@ -104,7 +107,9 @@ def open_road(
         raise ServingError(
             "An AnnData in memory is embedded by this process; write it to a file for workers."
         )
-    why = "the source is in memory" if in_memory else "--workers N uses Ray"
+    why = "the source is in memory" if in_memory else "no --workers are asked for"
+    if workers is not None:
+        check_machine_has_cpus(workers)
     if not in_memory and (workers is not None or os.environ.get("RAY_ADDRESS")):
         with ray_cluster(min_cpus=(workers or 0) + 1):
             from cellfoundry_serving.parts.ray_workers import RayRoad, cluster_gpus
@@ -114,4 +119,19 @@ def open_road(
                 yield RayRoad(choice, conventions, workers, num_gpus)
                 return
         why = f"the cluster of RAY_ADDRESS has {n_gpus or 'no'} GPU; --workers N uses it all the same"
+    if num_gpus is not None:
+        raise ServingError(
+            "--num-gpus is of each Ray worker and there are none; add --workers N, or leave it out."
+        )
     yield OneProcess(choice, conventions, why)
+
+
+def check_machine_has_cpus(workers: int) -> None:
+    """Raises ServingError where a Ray cluster of this machine alone would share its CPUs among too many models."""
+    ray = sys.modules.get("ray")
+    joins = os.environ.get("RAY_ADDRESS") or (ray is not None and ray.is_initialized())
+    if not joins and workers > usable_cpus():
+        raise ServingError(
+            f"--workers {workers}: each worker computes on a CPU of its own and this machine has {usable_cpus()}; give "
+            f"--workers {usable_cpus()} or fewer."
+        )

@@ -1,8 +1,9 @@
 """What an unfinished embedding keeps beside its output, so that it can be killed anywhere and goes on.
 
-``.NAME.partial`` holds ``request.json`` (what it was begun for), the rows so far (``rows``, or ``output`` where the
-format takes rows at any place), and ``parts/NUMBER.json`` for every part whose rows are on the disk. Whatever has such
-a file is never computed again; whatever lacks one is computed again as a whole, to the same numbers.
+``.NAME.partial/begun-KEY`` holds ``request.json`` (what it was begun for), the rows so far (``rows``, or ``output``
+where the format takes rows at any place), and ``parts/NUMBER.json`` for every part whose rows are on the disk. Whatever
+has such a file is never computed again; whatever lacks one is computed again as a whole, to the same numbers. What is
+begun anew gets another KEY, so that a worker whose leader was killed writes where nobody looks.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import uuid
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.outputs.dispatch import ANY_ORDER
 
 SUMS_STATE = "sums.json"
+REQUEST = "request.json"
 _PART = re.compile(r"(\d+)\.json")
 
 
@@ -32,6 +35,7 @@ class WorkFolder:
 
     Attributes:
         path: where it is.
+        inside: the folder in it of the embedding at hand.
         out: the output.
         suffix: of the output, lower case.
     """
@@ -39,25 +43,46 @@ class WorkFolder:
     def __init__(self, path: Path, out: Path) -> None:
         self.path, self.out = path, out
         self.suffix = out.suffix.lower()
-        self.parts = path / "parts"
-        self.output = path / "output"
-        self.rows = self.output if self.suffix in ANY_ORDER else path / "rows.npy"
-        self._request, self._ready = path / "request.json", path / "ready.json"
+        begun = (each for each in sorted(path.glob("begun-*")) if (each / REQUEST).exists())
+        self._go_into(next(begun, self._new()))
+
+    def _new(self) -> Path:
+        return self.path / f"begun-{uuid.uuid4().hex[:12]}"
+
+    def _go_into(self, inside: Path) -> None:
+        self.inside = inside
+        self.parts = inside / "parts"
+        self.output = inside / "output"
+        self.rows = self.output if self.suffix in ANY_ORDER else inside / "rows.npy"
+        self._request, self._ready = inside / REQUEST, inside / "ready.json"
 
     @property
     def request(self) -> dict[str, Any] | None:
-        """What the embedding was begun for; None where none was."""
-        return json.loads(self._request.read_bytes()) if self._request.exists() else None
+        """What the embedding was begun for; None where none was. ServingError where that cannot be read."""
+        return self.read(self._request) if self._request.exists() else None
+
+    def read(self, path: Path) -> Any:
+        """A JSON file of this folder; ServingError where it is damaged."""
+        try:
+            return json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ServingError(
+                f"{path} is damaged, so what is done of {self.out.name} cannot be used; add --fresh to begin anew."
+            ) from error
+
+    def lay_out(self) -> None:
+        """Make the folders of an embedding."""
+        self.parts.mkdir(parents=True, exist_ok=True)
 
     def begin(self, request: dict[str, Any]) -> None:
         """Commit that all is laid out for ``request``."""
-        self.parts.mkdir(exist_ok=True)
         write_json(self._request, request)
 
     def clear(self) -> None:
         """Forget everything, the request first."""
         self._request.unlink(missing_ok=True)
         clear(self.path)
+        self._go_into(self._new())
 
     def commit(self, part: int, facts: dict[str, Any]) -> None:
         """Say that the rows of ``part`` are on the disk; ``facts`` are kept with it."""
@@ -68,11 +93,11 @@ class WorkFolder:
         if not self.parts.is_dir():
             return {}
         found = [(_PART.fullmatch(path.name), path) for path in sorted(self.parts.iterdir())]
-        return {int(match[1]): json.loads(path.read_bytes()) for match, path in found if match}
+        return {int(match[1]): self.read(path) for match, path in found if match}
 
     def facts_of(self, part: int) -> dict[str, Any]:
         """Facts of a part that is on the disk."""
-        return dict(json.loads((self.parts / f"{part:06d}.json").read_bytes()))
+        return dict(self.read(self.parts / f"{part:06d}.json"))
 
     def sums_of(self, part: int) -> Path:
         """Where a worker leaves the sums of a part, for means."""
@@ -87,7 +112,7 @@ class WorkFolder:
     @property
     def has_progress(self) -> bool:
         """Whether some part need not be computed again."""
-        return bool(self.committed()) or (self.path / SUMS_STATE).exists()
+        return bool(self.committed()) or (self.inside / SUMS_STATE).exists()
 
     def publish(self) -> None:
         """Put the finished ``output`` in its place; ``is_published`` tells after a kill whether that is done."""
@@ -97,20 +122,28 @@ class WorkFolder:
     @property
     def is_finished(self) -> bool:
         """Whether all is computed and written, published or not."""
-        return self._ready.exists() and self._request.exists()
+        return self._is_ready(self.output) or self.is_published
 
     @property
     def is_published(self) -> bool:
         """Whether the output is in its place; where a folder was replaced, ``output`` names the older one then."""
-        if not self.is_finished:
+        return self._is_ready(self.out)
+
+    @property
+    def is_taken_away(self) -> bool:
+        """Whether the finished output was published and is not in its place any more."""
+        return self._ready.exists() and not self.is_finished
+
+    def _is_ready(self, path: Path) -> bool:
+        """Whether ``path`` is the finished output."""
+        if not (self._ready.exists() and self._request.exists() and path.exists()):
             return False
-        ready = json.loads(self._ready.read_bytes())
-        return not self.output.exists() or self.output.stat().st_ino != ready["output"]
+        return bool(path.stat().st_ino == self.read(self._ready)["output"])
 
     def finish_publishing(self) -> None:
         """Rename the output unless that is done."""
         if not self.is_published:
-            put_in_place(self.output, self.out, self.path / "replaced")
+            put_in_place(self.output, self.out, self.inside / "replaced")
             sync(self.out.parent)
 
     def remove(self) -> None:
