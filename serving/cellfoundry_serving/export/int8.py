@@ -26,9 +26,9 @@ from onnx import helper, numpy_helper
 # results at 0.007, so the first keeps those with outliers only, the last every map.
 NOISE_LIMITS = (0.03, 0.02, 0.015, 0.012, 0.01, 0.0)
 
-# Bytes span this much more than calibration saw: what lies outside is cut off, which costs more than coarser steps. It was
-# chosen on 24 cells of each of seven data sets at T = 4, with a small trained model calibrated on one of them: the smallest
-# cosine was 0.9993 with it, 0.9991 with none and with 1.3.
+# Bytes span this much more than calibration saw: what lies outside is cut off, which costs more than coarser steps. It
+# was chosen on 24 cells of each of seven data sets at T = 4, with a small trained model calibrated on one of them: the
+# smallest cosine was 0.9993 with it, 0.9991 with none and with 1.3.
 MARGIN = 1.15
 
 
