@@ -22,6 +22,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "infra" / "slurm" / "cellfoundry.
 Parse = Callable[[Sequence[str]], dict[str, Any]]
 NOTE = 'echo "$(basename "$0") $*" >> "$CALLS"'
 UNTIL_TERM = "trap 'exit 143' TERM; while :; do sleep 0.05 & wait $!; done"
+# The script's wait for one node, then for all: what starts them in the background has been called by then.
+UNTIL_JOINED = '[[ $3 == 1 ]] && by=ray || by=srun; until grep -q "^$by " "$CALLS"; do sleep 0.05; done'
 PRETRAIN = ["train", "pretrain", "--config", "3m", "--store", "/store"]
 WAIT_S = 60
 
@@ -39,7 +41,7 @@ class Allocation:
             scontrol=f"{NOTE}; {show} || true",
             srun=f"{NOTE}; {UNTIL_TERM}",
             ray=f"{NOTE}; {UNTIL_TERM}",
-            python=f"{NOTE}; cat > /dev/null",
+            python=f"{NOTE}; cat > /dev/null; {UNTIL_JOINED}",
             cellfoundry=f"{NOTE}; echo token=${{#RAY_AUTH_TOKEN}} $RAY_AUTH_MODE $RAY_ADDRESS; {command}",
         )
         self.environment = {
