@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import anndata as ad
 import psutil
 import pytest
+import torch
 from forty_cells import assert_same, run, stop_at
 
 from cellfoundry_data.ray_cluster import usable_cpus
@@ -16,13 +18,22 @@ from cellfoundry_serving.errors import ServingError
 pytestmark = pytest.mark.usefixtures("small_parts")
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """What a worker of one CPU has: sums of a matrix product in another order differ in their last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def ray_actor() -> psutil.Process:
     """The worker process of this test's Ray cluster that embeds."""
     started = psutil.Process().children(recursive=True)
     return next(each for each in started if "EmbedActor" in " ".join(each.cmdline()))
 
 
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("ray_local", "one_thread")
 def test_ray_workers_write_the_same_though_one_is_killed(
     atlas: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -41,7 +52,7 @@ def test_ray_workers_write_the_same_though_one_is_killed(
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("ray_local", "one_thread")
 def test_ray_workers_go_on_with_means_that_this_process_began(
     atlas: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
