@@ -32,7 +32,8 @@ DECODER_BYTES = 3 * 2**29
 
 
 class Embedder:
-    """Runs a model over batches of cells, with the weights that it has now: on a CPU layers' weights are laid out anew.
+    """Runs a model over batches of cells, with the weights that it has then: a CPU's layout of them is made anew where
+    they were trained meanwhile.
 
     Args:
         model: model directory, or a model already loaded.
@@ -61,10 +62,9 @@ class Embedder:
         self.precision = precision
         self.max_tokens = max_tokens
         self._model = self.loaded.model.to(self.device).eval()
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._packed = self.device.type == "cpu" and can_pack(dtype)
-        if self._packed:
-            self._model = packed_for_cpu(self._model, dtype)
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._packed = self.device.type == "cpu" and can_pack(self._dtype)
+        self._packed_weights: list[tuple[int, int]] | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -108,6 +108,7 @@ class Embedder:
         log1p of counts per 10,000. ``pool`` concerns "cell" only. The other arguments and their errors are
         those of ``tokens.tokenize``.
         """
+        self._pack_anew()
         width = self.width(output, pool)
         shape = (len(batch), self.config.n_genes, width) if output == "gene" else (len(batch), width)
         result = np.full(shape, np.nan, dtype=np.float32)
@@ -126,6 +127,18 @@ class Embedder:
         for cells in micro_batches(np.diff(tokens.cu_seqlens), self.max_tokens, max_cells):
             result[cells] = self._run(tokens.select(cells), output, pool).float().cpu().numpy()
         return result
+
+    def _pack_anew(self) -> None:
+        """Lay the layers' weights out for this CPU, unless that was done since they last changed."""
+        if not self._packed:
+            return
+        weights = [
+            (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+            for weight in self.loaded.model.parameters()
+        ]
+        if weights != self._packed_weights:
+            self._model = packed_for_cpu(self.loaded.model, self._dtype)
+            self._packed_weights = weights
 
     def _run(self, tokens: Tokens, output: Output, pool: Pool) -> Tensor:
         value_N = torch.from_numpy(tokens.value_N).to(self.device)
