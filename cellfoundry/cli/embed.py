@@ -102,8 +102,8 @@ def embed(
     provider: ProviderName | None = typer.Option(None, help=PROVIDER_HELP),
     precision: Precision = typer.Option(
         Precision.fp32,
-        help="bf16 is faster on GPUs and on CPUs with bf16 instructions; its embeddings have a cosine of 0.9999 or "
-        "more with those of fp32.",
+        help="bf16 is for GPUs and for CPUs with bf16 instructions; its embeddings had a cosine of 0.9999 or "
+        "more to those of fp32 where measured.",
     ),
     layer: str | None = typer.Option(
         None,

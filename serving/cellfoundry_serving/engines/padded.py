@@ -50,8 +50,8 @@ class PaddedEngine(Engine):
         position_BL: npt.NDArray[np.int64],
         length_B: npt.NDArray[np.int64],
     ) -> npt.NDArray[np.float32]:
-        """Gene embeddings (B, G, W) or expression (B, G), float32, of an engine that has a decoder."""
-        raise NotImplementedError
+        """Gene embeddings (B, G, W) or expression (B, G), float32; only asked of an engine that has a decoder."""
+        raise NotImplementedError(f"the {self.name} engine says that it has a decoder and lacks one")
 
     def shape(self, output: Output, pool: Pool) -> tuple[int, ...]:
         """Shape of one cell's result; ServingError for the decoder's outputs where there is none."""
