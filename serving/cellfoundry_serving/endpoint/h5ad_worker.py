@@ -9,7 +9,6 @@ The folder holds ``cells.h5ad`` and ``task.json``; the worker leaves ``cells.npz
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import warnings
 from pathlib import Path
@@ -29,6 +28,8 @@ SOURCE, TASK, CELLS, REFUSED = "cells.h5ad", "task.json", "cells.npz", "refused.
 
 def main(folder: Path) -> None:
     """Does the task of ``folder``."""
+    import resource  # of POSIX systems; the endpoint, which imports this module, starts elsewhere too
+
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     warnings.simplefilter("ignore")
     task = json.loads((folder / TASK).read_text())
