@@ -18,8 +18,10 @@ from cellfoundry_kernels.favor.blocks import sums_as_column
 def take_split(heads, positions, split_positions, cell_splits):
     """What a program owns: its (cell, head) as one number, both of them, and its first position and the end."""
     group = (tl.program_id(0) // cell_splits).to(tl.int64)
+    cell, head = group // heads, group % heads
     first = (tl.program_id(0) % cell_splits) * split_positions
-    return group, group // heads, group % heads, first, tl.minimum(first + split_positions, positions)
+    last = tl.minimum(first + split_positions, positions)
+    return group, cell, head, first, last
 
 
 @triton.jit

@@ -60,7 +60,7 @@ class Tile:
 
 # bfloat16, by compute capability and padded head dim.
 BFLOAT16: dict[tuple[int, Kernel], dict[int, Tile]] = {
-    (80, "key_sums"): {16: Tile(32, 64, 4, 2), 32: Tile(32, 64, 4, 2), 64: Tile(16, 128, 8, 2)},
+    (80, "key_sums"): {16: Tile(32, 64, 4, 2), 32: Tile(32, 64, 4, 2), 64: Tile(16, 128, 8, 1)},
     (80, "queries"): {16: Tile(64, 64, 4, 2), 32: Tile(64, 64, 4, 2), 64: Tile(128, 64, 8, 2)},
     (80, "backward_queries"): {
         16: Tile(64, 64, 4, 1),
@@ -92,7 +92,7 @@ BFLOAT16: dict[tuple[int, Kernel], dict[int, Tile]] = {
     (90, "backward_keys"): {
         16: Tile(64, 64, 4, 1, hoists=False),
         32: Tile(64, 64, 4, 1, hoists=False),
-        64: Tile(64, 64, 8, 1, hoists=False),
+        64: Tile(64, 32, 8, 1, hoists=False),
     },
 }
 # Float32, which float16 inputs take too, runs on the plain cores. They hold rows of both operands of a product in
