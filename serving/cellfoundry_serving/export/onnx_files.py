@@ -119,7 +119,7 @@ def int8_note(source: str | Path | None, cells: Comparison, kept: int, maps: int
     origin = "the donor that ships with the package" if source is None else Path(source).name
     note = (
         f"calibrated on cells of {origin}, compared on others of it, as they are and thinned to "
-        f"{max(SHARES):.0%} to {min(SHARES):.0%} of their counts, for T of {TARGETS[0]} to {TARGETS[-1]}; the "
+        f"between {max(SHARES):.0%} and {min(SHARES):.0%} of their counts, for T of {TARGETS[0]} to {TARGETS[-1]}; the "
         f"cosine of {floor_digits(cells.min_cosine)} holds for cells like these, others were not measured: "
         "use --calibrate with your own cells"
     )
