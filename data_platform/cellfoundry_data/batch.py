@@ -42,6 +42,17 @@ class CellBatch:
         sums = np.concatenate([[0.0], np.cumsum(self.counts, dtype=np.float64)])
         return sums[self.indptr[1:]] - sums[self.indptr[:-1]]
 
+    def between(self, start: int, stop: int) -> CellBatch:
+        """The cells from ``start`` up to ``stop``, without copying their entries."""
+        entries = slice(self.indptr[start], self.indptr[stop])
+        return CellBatch(
+            self.indptr[start : stop + 1] - self.indptr[start],
+            self.gene_ids[entries],
+            self.counts[entries],
+            self.row_ids[start:stop],
+            {name: column[start:stop] for name, column in self.obs.items()},
+        )
+
     def select(self, rows: npt.NDArray[np.int64]) -> CellBatch:
         """The cells at ``rows`` (positions in this batch), in that order."""
         lengths = np.diff(self.indptr)[rows]

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from .aliases import Aliases
 from .aligned_cells import COUNT_LIMIT, BadEntryError, aligned_cells
 from .batch import CellBatch
-from .errors import DataError
+from .errors import DataError, FractionError
 from .readers import CountsSource, open_source
 from .readers.memory import AnnDataSource
 from .vocabulary import GeneAlignment, Vocabulary, align, find_genes
@@ -188,10 +188,12 @@ class SourceCells:
         row, gene = self._locate(first_row, block, error.entry)
         value = f"{block.data[error.entry]:g}"
         if error.problem == "fraction":
-            return DataError(
-                f"{self._source.name}: the values look already normalised (row {row}, gene {gene} = {value}); give "
+            where = f"row {row}, gene {gene} = {value}"
+            return FractionError(
+                f"{self._source.name}: the values look already normalised ({where}); give "
                 "raw counts (--layer names another matrix of the file), or take the values as they are: "
-                "`embed --pre-normalized T` where they are log-normalised, `data ingest --values float32`."
+                "`embed --pre-normalized T` where they are log-normalised, `data ingest --values float32`.",
+                where,
             )
         limit = {
             "negative": "counts cannot be negative",

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cellfoundry.report.data_report import SOURCES_DRAWN, write
-from cellfoundry.report.qc_figures import barcode_ranks, distributions, knee_plot, median, shortened
+from cellfoundry.report.qc_figures import barcode_ranks, distributions, knee_plot, median
+from cellfoundry_bench.figures import shortened
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.errors import DataError
 from cellfoundry_data.ingest import ingest

@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import pickle
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -100,23 +101,19 @@ def test_options_that_change_the_batches_are_refused(store: Path, option: dict[s
         TorchLoader(dataset_of(store, 0, 1, "cells"), workers=2, **option)
 
 
-def rows_in_child(dataset: ShardDataset, answer: Any) -> None:
-    answer.put([batch.row_ids.tolist() for batch in dataset])
+def rows_of(dataset: ShardDataset) -> list[list[int]]:
+    return [batch.row_ids.tolist() for batch in dataset]
 
 
-@pytest.mark.parametrize(
-    "context", [multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")]
-)
-def test_another_process_reads_the_same_while_this_one_reads_on(store: Path, context: Any) -> None:
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_another_process_reads_the_same_while_this_one_reads_on(store: Path, method: str) -> None:
     dataset = dataset_of(store, 0, 1, "cells")
-    expected = [batch.row_ids.tolist() for batch in dataset_of(store, 0, 1, "cells")]
+    expected = rows_of(dataset_of(store, 0, 1, "cells"))
     running = iter(dataset)
     begun = [next(running).row_ids.tolist()]
-    answer = context.SimpleQueue()
-    child = context.Process(target=rows_in_child, args=(dataset, answer))
-    child.start()
-    assert answer.get() == expected
-    child.join()
+    # A pool fails when its process dies; waiting on a queue would not end.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as child:
+        assert child.submit(rows_of, dataset).result() == expected
     assert begun + [batch.row_ids.tolist() for batch in running] == expected
 
 

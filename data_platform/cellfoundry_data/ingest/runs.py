@@ -91,7 +91,8 @@ def read_slice(run: Path, low: int, high: int, values: Values = "counts") -> Run
     """The cells with ``low`` <= shuffle key < ``high`` (up to 2^64) of the run at ``run``, its path without
     suffix.
     """
-    table = pa.ipc.open_file(pa.memory_map(str(run.with_suffix(".cells")))).read_all()
+    with pa.memory_map(str(run.with_suffix(".cells"))) as mapped:
+        table = pa.ipc.open_file(mapped).read_all()
     keys = table["shuffle_key"].chunk(0).to_numpy()
     first = int(np.searchsorted(keys, np.uint64(low)))
     last = int(np.searchsorted(keys, np.uint64(high - 1), side="right"))

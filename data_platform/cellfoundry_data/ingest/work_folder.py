@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,7 +57,7 @@ class WorkFolder:
     def remove(self) -> None:
         """Remove everything."""
         self.keep_only(set())
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove(self.path)
 
 
 def _is_unfinished(path: Path) -> bool:
@@ -77,7 +76,7 @@ def scratch_folder(work: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.errors import DataError
 from cellfoundry_data.store.format import OBS_CELL_NAME
 from cellfoundry_data.store.reader import Store, open_store
+from cellfoundry_data.store.replace import remove
 
 BLOCK_NNZ = 2**22
 """Entries in memory at a time, or one chunk where that has more."""
@@ -48,17 +48,17 @@ def export(store: str | Path, out: str | Path, progress: Progress | None = None)
         )
     opened = open_store(store)
     temporary = out.with_name(f".{out.stem}.partial{out.suffix}")
-    _remove(temporary)
+    remove(temporary)
     try:
         writers[out.suffix](opened, temporary, progress)
         if out.suffix == ".parquet":
             _obs_file(temporary).replace(_obs_file(out))
         elif out.is_dir():
-            _remove(out)
+            remove(out)
         temporary.replace(out)
     finally:
-        _remove(temporary)
-        _remove(_obs_file(temporary))
+        remove(temporary)
+        remove(_obs_file(temporary))
 
 
 def _write_h5ad(store: Store, out: Path, progress: Progress | None) -> None:
@@ -176,10 +176,3 @@ def _is_anndata_zarr(folder: Path) -> bool:
 
 def _obs_file(out: Path) -> Path:
     return out.with_name(f"{out.stem}.obs.parquet")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

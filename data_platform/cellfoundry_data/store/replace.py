@@ -8,12 +8,14 @@ not know, and then the manifest is replaced.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import itertools
 import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,7 @@ from cellfoundry_data.store.format import FORMAT, MANIFEST, is_qc_file
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
+LATE_WRITES_S = 10.0
 
 
 @contextmanager
@@ -115,11 +118,23 @@ def clear(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    """Remove a file or a folder with all that is in it; nothing there is fine.
+
+    A write that was under way when its run failed may still add a file: zarr writes in threads, and Ray ends tasks
+    after it has raised. Such writes end within milliseconds; they are waited for up to ``LATE_WRITES_S``.
+    """
+    end = time.monotonic() + LATE_WRITES_S
+    while True:
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or time.monotonic() > end:
+                raise
+        time.sleep(0.01)
 
 
 def publish(folder: Path, store: Path) -> None:
