@@ -85,10 +85,11 @@ def test_the_card_tells_of_every_engines_file(
     """A plan of TensorRT's would take its library: a file stands for it, staged as the real one is."""
     from cellfoundry_serving.export import tensorrt_files
 
-    def stage_tensorrt(reference: Engine, staging: Path, *options: object) -> list[Comparison]:
+    def stage_tensorrt(reference: Engine, staging: Path, *options: object) -> tensorrt_files.StagedPlan:
         (staging / "model.plan").write_bytes(b"plan")
         (staging / "model.plan.json").write_text("{}")
-        return [Comparison("cell", 7, 1e-3, 2.0, 0.99995)]
+        compared = [Comparison("cell", 7, 1e-3, 2.0, 0.99995)]
+        return tensorrt_files.StagedPlan("packed", "The plan takes packed batches.", compared)
 
     monkeypatch.setattr(tensorrt_files, "stage_tensorrt", stage_tensorrt)
     out = tmp_path / "out"
@@ -98,7 +99,14 @@ def test_the_card_tells_of_every_engines_file(
             export_model(model_dir, out, format_, decoder=False)
         card = (out / "MODEL_CARD.md").read_text()
         assert card.count("\n## model.plan\n") == card.count("\n## model.onnx\n") == 1
-        for fact in ("in fp16", "| 0.9999500 |", "in fp32", "`model.plan`", "`model.onnx`"):
+        for fact in (
+            "in fp16",
+            "The plan takes packed batches.",
+            "| 0.9999500 |",
+            "in fp32",
+            "`model.plan`",
+            "`model.onnx`",
+        ):
             assert fact in card
         shutil.rmtree(out)
 

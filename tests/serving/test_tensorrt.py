@@ -14,21 +14,11 @@ from cellfoundry_serving.engines import open_engine
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.export import export_model, tensorrt_api
 from cellfoundry_serving.export.plan_facts import Machine, check_machine, check_plan, read_plan_facts
-from cellfoundry_serving.export.tensorrt import (
-    load_timing_cache,
-    pick_profile,
-    profiles_for,
-    save_timing_cache,
-)
 from cellfoundry_serving.export.tensorrt_api import import_tensorrt
+from cellfoundry_serving.export.tensorrt_profiles import pick_profile, profiles_for
+from cellfoundry_serving.export.timing_cache import load_timing_cache, save_timing_cache
 
-
-def tensorrt_is_installed() -> bool:
-    try:
-        import_tensorrt()
-    except ServingError:
-        return False
-    return True
+from .conftest import tensorrt_is_installed
 
 
 def test_without_tensorrt_the_extra_is_named(
@@ -83,6 +73,7 @@ FACTS = {
     "gpu": "NVIDIA H200",
     "compute_capability": "9.0",
     "profiles": [],
+    "built": "The plan takes packed batches, without padding.",
     "plan_sha256": hashlib.sha256(b"plan").hexdigest(),
 }
 H200 = Machine("tensorrt 11.0.1", "NVIDIA H200", "9.0")
@@ -148,12 +139,12 @@ def test_auto_passes_over_a_plan_that_cannot_run_here(onnx_dir: Path, tmp_path: 
 
 @pytest.mark.parametrize("positions", [3, 402, 512, 513, 8192, 19_266, 40_000])
 def test_every_cell_has_a_profile_that_takes_it(positions: int) -> None:
-    profiles = profiles_for(positions)
+    profiles = profiles_for("padded", positions)
     assert profiles[-1].max_tokens == positions
     assert sorted(profiles, key=lambda profile: profile.max_tokens) == profiles
     for tokens in {3, 17, 512, 513, positions} & set(range(positions + 1)):
         profile = profiles[pick_profile(profiles, tokens)]
-        smallest, usual, largest = profile.shapes()
+        smallest, usual, largest = profile.shapes()["value"]
         assert smallest[1] <= tokens <= largest[1]
         assert all(a <= b <= c for a, b, c in zip(smallest, usual, largest, strict=True))
         assert profile.max_cells * profile.max_tokens <= 40_000

@@ -17,8 +17,8 @@ from cellfoundry_model.tokens import tokenize
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.export.ragged import write_ragged
-from cellfoundry_serving.export.tensorrt import profiles_for
-from cellfoundry_serving.export.triton import check_triton, new_version, triton_config
+from cellfoundry_serving.export.tensorrt_profiles import LAYOUTS, Layout, profiles_for
+from cellfoundry_serving.export.triton import check_triton, new_version, triton_configs
 
 from .conftest import CONFIG
 
@@ -27,7 +27,7 @@ with warnings.catch_warnings():  # grpc's and protobuf's about their own version
     from tritonclient.grpc import model_config_pb2
 
 WIDTH = CONFIG.encoder_width
-CONFIG_TEXT = triton_config("cell", "onnx", CONFIG)
+CONFIG_TEXT = triton_configs("cell", "onnx", CONFIG)["ragged"]
 
 
 @pytest.fixture(scope="module")
@@ -95,30 +95,46 @@ def test_a_second_export_is_the_next_version(repository: Path, onnx_dir: Path) -
     shutil.rmtree(repository / "cell" / "2")
 
 
-def test_a_plan_is_served_by_whole_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("layout", "inputs"),
+    [
+        ("padded", {"value": [-1, -1], "position": [-1, -1], "length": [-1]}),
+        ("packed", {"value": [-1], "position": [-1], "cu_seqlens": [-1]}),
+    ],
+)
+def test_a_plan_is_served_by_whole_batches(
+    tmp_path: Path, layout: Layout, inputs: dict[str, list[int]]
+) -> None:
     (tmp_path / "model.plan").write_bytes(b"plan")
-    text = triton_config("plan", "tensorrt", CONFIG)
+    texts = triton_configs("plan", "tensorrt", CONFIG)
+    text = texts[layout]
     with new_version(tmp_path / "plan", text, tmp_path / "model.plan"):
         pass
     assert (tmp_path / "plan" / "1" / "model.plan").read_bytes() == b"plan"
     text = (tmp_path / "plan" / "config.pbtxt").read_text()
     config = text_format.Parse(text, model_config_pb2.ModelConfig())
     assert (config.backend, config.max_batch_size) == ("tensorrt", 0)
-    assert {tensor.name: list(tensor.dims) for tensor in config.input} == {
-        "value": [-1, -1],
-        "position": [-1, -1],
-        "length": [-1],
-    }
+    assert {tensor.name: list(tensor.dims) for tensor in config.input} == inputs
+    assert inputs.keys() == profiles_for(layout, CONFIG.n_positions)[0].shapes().keys()
+    # Before a plan is built either form may come of it; then only the same one goes beside it.
+    check_triton(tmp_path / "plan", texts.values())
+    [other] = set(texts) - {layout}
+    with pytest.raises(ServingError, match="another kind of model, or was changed"):
+        check_triton(tmp_path / "plan", [texts[other]])
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("genes", [100, 400, 1000, 19_264])
-def test_every_profile_of_a_plan_is_named(genes: int) -> None:
+def test_every_profile_of_a_plan_is_named(genes: int, layout: Layout) -> None:
     """Triton knows only the first one where none is named, and so refused cells of more than 512 tokens."""
     config = replace(CONFIG, n_genes=genes)
-    parsed = text_format.Parse(triton_config("cell", "tensorrt", config), model_config_pb2.ModelConfig())
+    text = triton_configs("cell", "tensorrt", config)[layout]
+    parsed = text_format.Parse(text, model_config_pb2.ModelConfig())
     [group] = parsed.instance_group
     assert group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
-    assert list(group.profile) == [str(index) for index in range(len(profiles_for(config.n_positions)))]
+    assert list(group.profile) == [
+        str(index) for index in range(len(profiles_for(layout, config.n_positions)))
+    ]
 
 
 def test_what_is_no_triton_model_stays(repository: Path, tmp_path: Path) -> None:
@@ -129,10 +145,10 @@ def test_what_is_no_triton_model_stays(repository: Path, tmp_path: Path) -> None
         (tmp_path / "my model", "use letters, digits"),
     ):
         with pytest.raises(ServingError, match=message):
-            check_triton(target, CONFIG_TEXT)
+            check_triton(target, [CONFIG_TEXT])
     changed = tmp_path / "cell"
     shutil.copytree(repository / "cell", changed)
     (changed / "config.pbtxt").write_text("max_batch_size: 64")
     with pytest.raises(ServingError, match="another kind of model, or was changed"):
-        check_triton(changed, CONFIG_TEXT)
+        check_triton(changed, [CONFIG_TEXT])
     assert sorted(path.name for path in changed.iterdir()) == ["1", "config.pbtxt"]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from cellfoundry_model.checkpoint import read_config
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
-from cellfoundry_serving.export.layout import ONNX_FILE, PLAN_FILE, WEIGHTS_FILE
+from cellfoundry_serving.export.layout import CARD_FILE, CONFIG_FILE, ONNX_FILE, PLAN_FILE, WEIGHTS_FILE
 
 FILES = {"torch": WEIGHTS_FILE, "tensorrt": PLAN_FILE, "onnx": ONNX_FILE}  # in the order of "auto"
 ENGINES = ("auto", *FILES)
 PRECISIONS = ("fp32", "bf16")
+MAX_CARD = 65_536  # characters of a card that are kept
 
 
 def open_engine(
@@ -33,6 +36,13 @@ def open_engine(
         ModelError: a damaged model directory.
     """
     folder = Path(model_dir)
+    opened = _open(folder, engine, precision, provider)
+    opened.sizes = read_config(folder / CONFIG_FILE)[0].to_dict()
+    opened.card = read_card(folder)
+    return opened
+
+
+def _open(folder: Path, engine: str, precision: str, provider: str | None) -> Engine:
     if engine not in ENGINES:
         raise ServingError(f"Unknown engine {engine!r}; use one of {', '.join(ENGINES)}.")
     if precision not in PRECISIONS:
@@ -45,7 +55,7 @@ def open_engine(
         name, reason = (
             choose(folder) if provider is None else ("onnx", "a provider of ONNX Runtime is asked for")
         )
-        chosen = open_engine(folder, name, precision, provider)
+        chosen = _open(folder, name, precision, provider)
         chosen.why += f"; auto: {reason}"
         return chosen
     if engine != "torch" and precision != "fp32":
@@ -61,9 +71,9 @@ def open_engine(
         return OnnxEngine(folder, provider)
     if engine == "tensorrt":
         require(folder, PLAN_FILE, "tensorrt")
-        from cellfoundry_serving.engines.tensorrt import TensorRTEngine
+        from cellfoundry_serving.engines.tensorrt import open_plan
 
-        return TensorRTEngine(folder)
+        return open_plan(folder)
     from cellfoundry_serving.engines.torch import TorchEngine
 
     return TorchEngine(folder, "bf16" if precision == "bf16" else "fp32")
@@ -85,7 +95,19 @@ def choose(folder: Path) -> tuple[str, str]:
         return "tensorrt", f"{PLAN_FILE} was built for this GPU"
     if "onnx" not in found:
         raise ServingError(obstacle)
-    return "onnx", f"{PLAN_FILE} cannot run here ({obstacle.rstrip('.')})"
+    reason = obstacle.rstrip(".").replace(
+        f"{folder}{os.sep}", ""
+    )  # clients are told of it, and not where it is
+    return "onnx", f"{PLAN_FILE} cannot run here ({reason})"
+
+
+def read_card(folder: Path) -> str:
+    """The text of the folder's MODEL_CARD.md, empty where there is none that can be read."""
+    try:
+        with (folder / CARD_FILE).open(encoding="utf-8", errors="replace") as card:
+            return card.read(MAX_CARD)
+    except OSError:
+        return ""
 
 
 def require(folder: Path, file: str, format_: str) -> None:

@@ -22,10 +22,12 @@ class Engine(ABC):
     Attributes:
         name: "torch", "onnx" or "tensorrt".
         precision: of the arithmetic: "fp32", "fp16", "bf16" or "int8".
-        why: one sentence: why this engine runs, and on what.
+        why: one sentence: why this engine runs, and on what; without folders, as clients are told of it.
         info: facts about the model; always weights_sha256 and vocabulary_sha256.
         vocab_genes: gene names in position order.
         encoder_width: width of one token.
+        sizes: of the architecture by name, where it was opened from a folder; so is ``card``.
+        card: the text of MODEL_CARD.md, empty where there is none.
     """
 
     name: ClassVar[str]
@@ -38,6 +40,8 @@ class Engine(ABC):
         self.encoder_width = encoder_width
         self.info = info
         self.why = why
+        self.sizes: dict[str, Any] = {}
+        self.card = ""
 
     @abstractmethod
     def encode(

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cellfoundry_data.store.replace import remove
 from cellfoundry_model.head_files import HEAD_FILES, HEAD_HASH
-from cellfoundry_serving.atomic import check_parent, remove
+from cellfoundry_serving.atomic import check_parent
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.export.layout import (
     CARD_FILE,
@@ -37,13 +38,16 @@ class Staged:
     """An engine's files in the temporary folder.
 
     Attributes:
-        comparisons, note: see ``ExportReport``.
+        comparisons, note, built: see ``ExportReport``.
         served: the file that a Triton repository gets.
+        form: of its batches, "ragged", "packed" or "padded": a key of ``triton_configs``.
     """
 
     comparisons: tuple[Comparison, ...]
     note: str
     served: Path
+    form: str = "ragged"
+    built: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class ExportReport:
         precision: their arithmetic.
         comparisons: with torch, one an output; none where the engine cannot run on this machine.
         note: how it was compared, and what was left out and why; or nothing.
+        built: of a plan, whether its batches are packed or padded, and why.
         triton: the new version in a Triton repository, where one was asked for.
     """
 
@@ -62,6 +67,7 @@ class ExportReport:
     precision: str
     comparisons: tuple[Comparison, ...]
     note: str = ""
+    built: str = ""
     triton: Path | None = None
 
     def summary(self) -> str:
@@ -70,7 +76,9 @@ class ExportReport:
         checked = [f"against torch, {comparison.summary()}" for comparison in self.comparisons]
         checked = checked or ["not checked: no GPU here to run it"]
         triton = f"Triton model version {self.triton}" if self.triton else ""
-        return "\n".join(filter(None, [f"{self.precision}, {sizes}", *checked, self.note, triton]))
+        return "\n".join(
+            filter(None, [f"{self.precision}, {sizes}", self.built, *checked, self.note, triton])
+        )
 
 
 def export_model(
@@ -118,12 +126,12 @@ def export_model(
     check_parent(out)
     from cellfoundry_serving.engines.torch import TorchEngine
     from cellfoundry_serving.export.card import write_card
-    from cellfoundry_serving.export.triton import check_triton, new_version, triton_config
+    from cellfoundry_serving.export.triton import check_triton, new_version, triton_configs
 
     reference = TorchEngine(model_dir, device="cpu")
-    config_text = triton_config(target.name, format, reference.loaded.config) if target else ""
+    configs = triton_configs(target.name, format, reference.loaded.config) if target else {}
     if target:
-        check_triton(target, config_text)
+        check_triton(target, configs.values())
     with temporary_directory(out) as staging:
         copy_model_files(Path(model_dir), staging, reference)
         check_target(staging, out)
@@ -133,11 +141,11 @@ def export_model(
             )
         else:
             staged = stage_plan(reference, staging, precision, timing_cache, progress)
-        write_card(reference.loaded, precision, staging, out, staged.comparisons, staged.note)
+        write_card(reference.loaded, precision, staging, out, staged.comparisons, staged.note, staged.built)
         # A version that cannot be copied is an error before anything is in place.
-        with new_version(target, config_text, staged.served) if target else nullcontext() as version:
+        with new_version(target, configs[staged.form], staged.served) if target else nullcontext() as version:
             files = put_in_place(staging, out)
-    return ExportReport(files, precision, staged.comparisons, staged.note, version)
+    return ExportReport(files, precision, staged.comparisons, staged.note, staged.built, version)
 
 
 def check_choice(format: str, precision: str | None) -> str:
@@ -200,9 +208,9 @@ def stage_plan(
     from cellfoundry_serving.export.check import checked_note
     from cellfoundry_serving.export.tensorrt_files import stage_tensorrt
 
-    comparisons = stage_tensorrt(reference, staging, precision, timing_cache, progress)
-    note = checked_note(len(reference.vocab_genes)) if comparisons else ""
-    return Staged(tuple(comparisons), note, staging / PLAN_FILE)
+    plan = stage_tensorrt(reference, staging, precision, timing_cache, progress)
+    note = checked_note(len(reference.vocab_genes)) if plan.comparisons else ""
+    return Staged(tuple(plan.comparisons), note, staging / PLAN_FILE, plan.layout, plan.built)
 
 
 def why_no_decoder(reference: TorchEngine) -> str:

@@ -17,6 +17,7 @@ from cellfoundry_serving.export.layout import (
     VOCABULARY_FILE,
     WEIGHTS_FILE,
 )
+from cellfoundry_serving.told_facts import told
 
 HASHES = ("weights_sha256", "vocabulary_sha256")
 ROLES = {
@@ -36,6 +37,7 @@ def write_card(
     out: Path,
     comparisons: Sequence[Comparison],
     note: str,
+    built: str = "",
 ) -> None:
     """Writes the card of the export in ``staging``; what one in ``out`` says of another engine's file stays."""
     stays = set(ROLES) if (staging / PLAN_FILE).exists() else set(ROLES) - {DECODER_FILE}
@@ -45,7 +47,7 @@ def write_card(
     for name in (ONNX_FILE, PLAN_FILE):
         if (staging / name).exists():
             decoder = (staging / DECODER_FILE).exists()
-            sections.append(export_section(loaded, name, precision, decoder, comparisons, note))
+            sections.append(export_section(loaded, name, precision, decoder, comparisons, note, built))
         elif name in files:
             sections.append(f"## {name}\n\n{old.get(name, 'An older export, whose card is missing.')}\n")
     (staging / CARD_FILE).write_text(model_card(loaded, files, sections), encoding="utf-8")
@@ -64,7 +66,9 @@ def model_card(loaded: LoadedModel, files: list[str], sections: list[str]) -> st
     """The card's text, markdown: ``sections`` are those of the exports."""
     config, info = loaded.config, loaded.info
     sizes = "\n".join(f"| {name} | {value:,} |" for name, value in config.to_dict().items())
-    origin = "\n".join(f"| {name} | {shown(value)} |" for name, value in info.items() if name not in HASHES)
+    origin = "\n".join(
+        f"| {name} | {shown(value)} |" for name, value in told(info).items() if name not in HASHES
+    )
     limits = [
         f"Only the {config.n_genes:,} genes of `{VOCABULARY_FILE}` are seen; others are left out.",
         "Cells without counts in these genes have no embedding.",
@@ -113,6 +117,7 @@ def export_section(
     decoder: bool,
     comparisons: Sequence[Comparison],
     note: str,
+    built: str,
 ) -> str:
     """What one export holds and how it compares with torch."""
     measured = "\n".join(
@@ -129,7 +134,7 @@ def export_section(
 
 The {parts}, {parameters:,} parameters, exported in {precision}.
 
-{chr(10).join(filter(None, [note and f"Against torch: {note}.", measured_table(measured)]))}
+{chr(10).join(filter(None, [built, note and f"Against torch: {note}.", measured_table(measured)]))}
 """
 
 
@@ -145,9 +150,5 @@ def measured_table(measured: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A fact in a table's cell: nested ones as ``name: value``, on one line."""
-    if isinstance(value, dict):
-        value = "; ".join(f"{name}: {shown(inner)}" for name, inner in value.items())
-    elif isinstance(value, list):
-        value = ", ".join(shown(inner) for inner in value)
+    """A fact in a table's cell, on one line."""
     return str(value).replace("|", "\\|").replace("\n", " ")

@@ -25,29 +25,42 @@ from cellfoundry_model.encoder import EncoderLayer
 ATTENTION_OPSET = 24
 
 
-class CellEmbeddingGraph(nn.Module):
-    """value (B, L) float32, position (B, L) int64, length (B,) int64 -> pool "all" (B, 4 D) float32.
+class EncoderGraph(nn.Module):
+    """Tokens to their embeddings; a subclass pools them.
 
     ``dtype`` is the encoder layers' arithmetic; value embedding, last LayerNorm and pooling stay in float32.
-    With ``tokens`` the second output is every token's embedding (B, L, D) float32, which the decoder's graph takes.
     """
 
-    def __init__(self, model: CellModel, dtype: torch.dtype = torch.float32, tokens: bool = False) -> None:
+    def __init__(self, model: CellModel, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.tokens = tokens
         self.value_embedding = model.value_embedding
         self.position_embedding = model.position_embedding
         self.layers = copy.deepcopy(model.encoder.layers).to(dtype)
         self.norm = model.encoder.norm
         self.dtype = dtype
 
-    def forward(self, value_BL: Tensor, position_BL: Tensor, length_B: Tensor) -> tuple[Tensor, ...]:
-        """Tokens of a cell are T, S, its genes, then padding; ``length_B`` counts all but the padding."""
+    def encode(self, value_BL: Tensor, position_BL: Tensor, length_B: Tensor | None) -> Tensor:
+        """Embedding of every token, (B, L, D) float32; without ``length_B`` all are attended to."""
         value_BLD = self.value_embedding(value_BL.flatten()).unflatten(0, value_BL.shape)
         x_BLD = (value_BLD + self.position_embedding(position_BL)).to(self.dtype)
         for layer in self.layers:
             x_BLD = run_layer(cast(EncoderLayer, layer), x_BLD, length_B)
-        x_BLD = self.norm(x_BLD.float())
+        return self.norm(x_BLD.float())
+
+
+class CellEmbeddingGraph(EncoderGraph):
+    """value (B, L) float32, position (B, L) int64, length (B,) int64 -> pool "all" (B, 4 D) float32.
+
+    With ``tokens`` the second output is every token's embedding (B, L, D) float32, which the decoder's graph takes.
+    """
+
+    def __init__(self, model: CellModel, dtype: torch.dtype = torch.float32, tokens: bool = False) -> None:
+        super().__init__(model, dtype)
+        self.tokens = tokens
+
+    def forward(self, value_BL: Tensor, position_BL: Tensor, length_B: Tensor) -> tuple[Tensor, ...]:
+        """Tokens of a cell are T, S, its genes, then padding; ``length_B`` counts all but the padding."""
+        x_BLD = self.encode(value_BL, position_BL, length_B)
         gene_BLD = x_BLD[:, 2:]
         gene_count_B1 = (length_B - 2)[:, None]
         is_padding_BL1 = (torch.arange(gene_BLD.shape[1], device=length_B.device) >= gene_count_B1)[
@@ -59,12 +72,13 @@ class CellEmbeddingGraph(nn.Module):
         return (cell_B4D, x_BLD) if self.tokens else (cell_B4D,)
 
 
-def run_layer(layer: EncoderLayer, x_BLD: Tensor, length_B: Tensor) -> Tensor:
-    """EncoderLayer.forward over padded tokens."""
+def run_layer(layer: EncoderLayer, x_BLD: Tensor, length_B: Tensor | None) -> Tensor:
+    """EncoderLayer.forward over padded tokens, or over tokens of which each attends to all (``length_B`` of None)."""
     q_BLD, k_BLD, v_BLD = layer.qkv(x_BLD).chunk(3, dim=-1)
+    nonpad = [] if length_B is None else [None, None, None, length_B]
     attended_BLD = torch.onnx.ops.symbolic(
         "Attention",
-        [q_BLD, k_BLD, v_BLD, None, None, None, length_B],
+        [q_BLD, k_BLD, v_BLD, *nonpad],
         {"q_num_heads": layer.heads, "kv_num_heads": layer.heads},
         dtype=x_BLD.dtype,
         shape=x_BLD.shape,

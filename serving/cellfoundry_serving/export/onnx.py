@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,15 @@ from torch import Tensor, nn
 from cellfoundry_model.checkpoint import LoadedModel
 from cellfoundry_serving.export.graph import ATTENTION_OPSET, CellEmbeddingGraph, DecoderGraph
 from cellfoundry_serving.export.layout import METADATA_KEY
+from cellfoundry_serving.export.packed_graph import PackedCellGraph
 
 # int8 is made of the float32 graph.
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
-CELL_INPUTS, DECODER_INPUTS = ("value", "position", "length"), ("token_embedding", "position")
+# The dynamic axes of each input: its first ones, by name.
+CELL_INPUTS = {"value": ("cells", "tokens"), "position": ("cells", "tokens"), "length": ("cells",)}
+PACKED_INPUTS = {"value": ("all_tokens",), "position": ("all_tokens",), "cu_seqlens": ("bounds",)}
+DECODER_INPUTS = {"token_embedding": ("cells", "tokens"), "position": ("cells", "tokens")}
+SMALLEST = {"cells": 1, "tokens": 3, "all_tokens": 3, "bounds": 2}
 DECODER_OUTPUTS = ("gene_embedding", "expression")
 
 
@@ -30,6 +35,17 @@ def write_cell_graph(loaded: LoadedModel, path: Path, precision: str, *, tokens:
     example = (torch.ones(2, 5), torch.zeros(2, 5, dtype=torch.int64), torch.tensor([5, 4]))
     outputs = ("cell_embedding", "token_embedding") if tokens else ("cell_embedding",)
     write_graph(graph, example, CELL_INPUTS, outputs, metadata(loaded, precision), path)
+
+
+def write_packed_cell_graph(loaded: LoadedModel, path: Path, precision: str) -> None:
+    """Writes the encoder and its pooling over packed tokens, for TensorRT (see ``packed_graph.py``)."""
+    graph = PackedCellGraph(loaded.model, DTYPES[precision])
+    example = (
+        torch.ones(9),
+        torch.zeros(9, dtype=torch.int64),
+        torch.tensor([0, 5, 9], dtype=torch.int32),
+    )
+    write_graph(graph, example, PACKED_INPUTS, ("cell_embedding",), metadata(loaded, precision), path)
 
 
 def write_decoder_graph(loaded: LoadedModel, path: Path, precision: str) -> None:
@@ -45,13 +61,13 @@ def write_decoder_graph(loaded: LoadedModel, path: Path, precision: str) -> None
 def write_graph(
     graph: nn.Module,
     example: tuple[Tensor, ...],
-    inputs: tuple[str, ...],
+    inputs: Mapping[str, tuple[str, ...]],
     outputs: tuple[str, ...],
     facts: dict[str, Any],
     path: Path,
 ) -> None:
-    """Writes one graph with dynamic cells and tokens, the first two axes of its inputs."""
-    cells, tokens = torch.export.Dim("cells"), torch.export.Dim("tokens", min=3)
+    """Writes one graph; ``inputs`` names them in the order of ``example``, and their dynamic axes."""
+    axes = {name: torch.export.Dim(name, min=smallest) for name, smallest in SMALLEST.items()}
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
             graph.eval(),
@@ -62,7 +78,7 @@ def write_graph(
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_shapes=tuple(
-                {0: cells, 1: tokens} if tensor.dim() > 1 else {0: cells} for tensor in example
+                {axis: axes[name] for axis, name in enumerate(names)} for names in inputs.values()
             ),
         )
         assert program is not None  # None is for the exporter's older form only

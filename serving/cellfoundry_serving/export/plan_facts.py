@@ -22,6 +22,7 @@ FACTS = (
     "gpu",
     "compute_capability",
     "profiles",
+    "built",
     "plan_sha256",
 )
 

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.bundled import baron_h5ad
@@ -77,8 +78,10 @@ def varied(batch: CellBatch) -> list[CheckedCells]:
     return cells
 
 
-def thin(batch: CellBatch, share: float, seed: int) -> CellBatch:
-    """The same cells as if a sequencing had caught ``share`` of their molecules: counts drawn binomially."""
+def thin(batch: CellBatch, share: float | npt.NDArray[np.float64], seed: int) -> CellBatch:
+    """The same cells as if a sequencing had caught ``share`` of their molecules, or a share of each entry's (nnz,):
+    counts drawn binomially.
+    """
     counts = np.random.default_rng(seed).binomial(np.rint(batch.counts).astype(np.int64), share)
     caught = counts > 0
     indptr = np.concatenate([[0], np.cumsum(caught)])[batch.indptr].astype(np.int64)

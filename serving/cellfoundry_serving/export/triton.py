@@ -1,21 +1,22 @@
 """A model of a Triton Inference Server repository: NAME/config.pbtxt and NAME/VERSION/model.onnx or model.plan.
 
-An ONNX model is batched raggedly: each request is one cell, Triton joins those that wait, of any lengths. A TensorRT
-plan takes padded batches, which Triton cannot make of cells of different lengths, so a request is a whole batch there.
+An ONNX model is batched raggedly: each request is one cell, Triton joins those that wait, of any lengths. Of a TensorRT
+plan a request is a whole batch: Triton cannot pad cells of different lengths, and of packed ones it limits the number,
+while the plan's profiles limit their tokens.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cellfoundry_model.config import ModelConfig
 from cellfoundry_serving.atomic import atomic_path, check_parent
 from cellfoundry_serving.errors import ServingError
-from cellfoundry_serving.export.tensorrt import profiles_for
+from cellfoundry_serving.export.tensorrt_profiles import LAYOUTS, Layout, profiles_for
 
 CONFIG_NAME = "config.pbtxt"
 # Attention on a CPU holds cells x heads x tokens x tokens numbers, and Triton counts cells, not tokens.
@@ -23,16 +24,22 @@ MAX_BATCH = 16
 QUEUE_DELAY_US = 2000
 
 
-def triton_config(name: str, format: str, config: ModelConfig) -> str:
-    """config.pbtxt of an export of ``format`` ("onnx" or "tensorrt") of a model, under ``name``."""
+def triton_configs(name: str, format: str, config: ModelConfig) -> dict[str, str]:
+    """config.pbtxt of an export of ``format`` ("onnx" or "tensorrt") of a model, under ``name``, by form of batches.
+
+    That of ONNX is "ragged"; a plan is "packed" or "padded", which is known only once it is built.
+    """
     width = 4 * config.encoder_width
     if format == "onnx":
-        return onnx_config(name, width)
-    return plan_config(name, width, len(profiles_for(config.n_positions)))
+        return {"ragged": onnx_config(name, width)}
+    return {
+        layout: plan_config(name, width, layout, len(profiles_for(layout, config.n_positions)))
+        for layout in LAYOUTS
+    }
 
 
-def check_triton(target: Path, text: str) -> None:
-    """Raises ServingError where a model with ``text`` as its config.pbtxt cannot be put at ``target``."""
+def check_triton(target: Path, texts: Collection[str]) -> None:
+    """Raises ServingError where a model with one of ``texts`` as its config.pbtxt cannot be put at ``target``."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", target.name):
         raise ServingError(f"{target}: Triton names models after folders; use letters, digits, _ and -.")
     check_parent(target)
@@ -42,7 +49,7 @@ def check_triton(target: Path, text: str) -> None:
         raise ServingError(
             f"{target} exists and is no model of a Triton repository; give a new folder in one."
         )
-    if (target / CONFIG_NAME).read_text(encoding="utf-8") != text:
+    if (target / CONFIG_NAME).read_text(encoding="utf-8") not in texts:
         raise ServingError(
             f"{target / CONFIG_NAME} is of another kind of model, or was changed; give a new folder."
         )
@@ -61,7 +68,7 @@ def new_version(target: Path, text: str, engine_file: Path) -> Iterator[Path]:
     Yields:
         The version's folder, which is there once the body is done.
     """
-    check_triton(target, text)
+    check_triton(target, [text])
     version = target / str(1 + max((int(path.name) for path in versions(target)), default=0))
     is_new = not target.exists()
     with atomic_path(target if is_new else version) as partial:
@@ -97,20 +104,22 @@ output [
 """
 
 
-def plan_config(name: str, width: int, profiles: int) -> str:
+def plan_config(name: str, width: int, layout: Layout, profiles: int) -> str:
     """config.pbtxt of a plan with ``profiles`` optimisation profiles.
 
     All are named: of those Triton picks by the request's shape, but where none is named it knows the first one only.
     """
     named = ", ".join(f'"{index}"' for index in range(profiles))
+    dims, lengths = ("-1", "cu_seqlens") if layout == "packed" else ("-1, -1", "length")
+    type_ = "TYPE_INT32" if layout == "packed" else "TYPE_INT64"
     return f"""name: "{name}"
 backend: "tensorrt"
 max_batch_size: 0
 instance_group [ {{ kind: KIND_GPU profile: [ {named} ] }} ]
 input [
-  {{ name: "value" data_type: TYPE_FP32 dims: [ -1, -1 ] }},
-  {{ name: "position" data_type: TYPE_INT64 dims: [ -1, -1 ] }},
-  {{ name: "length" data_type: TYPE_INT64 dims: [ -1 ] }}
+  {{ name: "value" data_type: TYPE_FP32 dims: [ {dims} ] }},
+  {{ name: "position" data_type: TYPE_INT64 dims: [ {dims} ] }},
+  {{ name: "{lengths}" data_type: {type_} dims: [ -1 ] }}
 ]
 output [
   {{ name: "cell_embedding" data_type: TYPE_FP32 dims: [ -1, {width} ] }}
