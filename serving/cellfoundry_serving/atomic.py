@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cellfoundry_data.store.replace import exchange
+from cellfoundry_data.store.replace import exchange, remove
 from cellfoundry_serving.errors import ServingError
 
 
@@ -19,14 +18,6 @@ def check_parent(target: Path) -> None:
         raise ServingError(f"The folder of {target} does not exist; create it first.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ServingError(f"The folder of {target} is not writable for you; give another one.")
-
-
-def remove(path: Path) -> None:
-    """Deletes a file or a folder; nothing there is fine."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def put_in_place(path: Path, target: Path, aside: Path) -> None:

@@ -16,6 +16,7 @@ from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.joined_cells import Cells
 from cellfoundry_data.store_cells import open_cells
 from cellfoundry_data.vocabulary import Vocabulary
+from cellfoundry_model.decoder_fit import encoder_tuning
 from cellfoundry_model.token_batch import TokenizedCells
 from cellfoundry_model.tokens import tokenize
 from cellfoundry_serving.engines.base import Engine
@@ -196,14 +197,11 @@ def check_decoder_fits(info: dict[str, Any], output: str) -> None:
     """Raises ServingError for the decoder's outputs where a fine-tuning run changed the encoder before it."""
     if output == "cell":
         return
-    record = info.get("finetuned")
-    while record:
-        if record["config"]["tune"] != "head":
-            raise ServingError(
-                f"The model's encoder was fine-tuned (tune {record['config']['tune']}) and its decoder no longer fits "
-                f"it, so there is no {output} output; take that from the model before fine-tuning."
-            )
-        record = record.get("before")
+    if tune := encoder_tuning(info):
+        raise ServingError(
+            f"The model's encoder was fine-tuned (tune {tune}) and its decoder no longer fits it, so there is no "
+            f"{output} output; take that from the model before fine-tuning."
+        )
 
 
 def warn_about_part(info: dict[str, Any], output: str) -> None:

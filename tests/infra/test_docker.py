@@ -67,7 +67,7 @@ def test_base_tags_and_python_packages_are_pinned() -> None:
 def test_its_extras_exist_and_let_it_be_a_ray_head_and_tune_with_lora() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for build in ("build-cpu", "build-cuda"):
-        (listed,) = re.findall(r"'\.\[([a-z,]+)\]'", str(stages()[build]))
+        (listed,) = re.findall(r"'\.\[([a-z,-]+)\]'", str(stages()[build]))
         assert set(listed.split(",")) <= set(extras)
         assert {"cluster", "lora"} <= set(listed.split(","))
 

@@ -61,7 +61,7 @@ def arguments_of(job: str, environment: dict[str, str], run: Path) -> list[str]:
 
 
 def test_all_manifests_are_looked_at() -> None:
-    assert {path.stem for path in FOLDER.glob("*.yaml")} == {"storage", "cluster", *JOBS}
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == {"storage", "cluster", "serve", *JOBS}
 
 
 @pytest.mark.parametrize("name", ["cluster", *JOBS])

@@ -25,8 +25,12 @@ def expressions() -> list[str]:
 
 def exposition() -> str:
     metrics = Metrics()
-    metrics.requests[200] += 1
-    metrics.embedded(cells=2, seconds=0.5)
+    metrics.requests.labels("200").inc()
+    metrics.request_seconds.labels("/v1/embed").observe(0.5)
+    model = metrics.of_model("cellfoundry", 1)
+    model.waited(0.1)
+    model.ran(tokens=900, seconds=0.2)
+    model.answered(cells=2, seconds=0.3)
     return metrics.text()
 
 

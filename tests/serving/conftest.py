@@ -12,35 +12,27 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from forty_cells import N_CELLS
+from soak_server import CONFIG, GENES
 
 from cellfoundry_data.batch import CellBatch
-from cellfoundry_data.vocabulary import Vocabulary
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.checkpoint import save_model
-from cellfoundry_model.config import ModelConfig
 from cellfoundry_serving.endpoint.server import running
 from cellfoundry_serving.engines import open_engine
 from cellfoundry_serving.engines.base import Engine
+from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.export import export_model
 from cellfoundry_serving.export.check import random_cells
+from cellfoundry_serving.export.tensorrt_api import import_tensorrt
 from cellfoundry_serving.parts import plan
 
-CONFIG = ModelConfig(
-    n_genes=400,
-    bins=8,
-    bin_alpha=1.0,
-    mask_token_id=102,
-    pad_token_id=103,
-    encoder_width=32,
-    encoder_depth=2,
-    encoder_heads=4,
-    decoder_width=16,
-    decoder_depth=1,
-    decoder_heads=2,
-    decoder_head_dim=8,
-    favor_features=16,
-)
-GENES = Vocabulary.named("scfoundation").genes[: CONFIG.n_genes]
+
+def tensorrt_is_installed() -> bool:
+    try:
+        import_tensorrt()
+    except ServingError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")

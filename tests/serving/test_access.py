@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from odd_engines import BrokenEngine
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_serving.client import Client
@@ -99,26 +100,6 @@ def test_no_other_origin_is_let_in(url: str) -> None:
     assert preflight.status_code == 405
     for response in (preflight, answered):
         assert not [name for name in response.headers if name.startswith("access-control")]
-
-
-class BrokenEngine(Engine):
-    """Warms up well, then fails with what no client should read."""
-
-    name = "torch"
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(("A", "B"), 1, {"weights_sha256": "0", "vocabulary_sha256": "0"}, "for tests")
-        self.error = error
-        self.is_warm = False
-
-    def shape(self, output: str, pool: str) -> tuple[int, ...]:
-        return (1,)
-
-    def encode(self, batch: CellBatch, **conventions: Any) -> np.ndarray:
-        if self.is_warm:
-            raise self.error
-        self.is_warm = True
-        return np.zeros((len(batch), 1), np.float32)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,10 +13,12 @@ import jsonschema
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from scraped import scraped
 from tritonclient.utils import InferenceServerException
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_serving.client import Client
+from cellfoundry_serving.endpoint.api_keys import ApiKeys
 from cellfoundry_serving.endpoint.limits import Limits
 from cellfoundry_serving.endpoint.server import running
 from cellfoundry_serving.engines.base import POOLS, Engine
@@ -42,6 +45,9 @@ def v2_inputs(indptr: Any, gene_ids: Any, counts: Any) -> list[dict[str, Any]]:
         {"name": "gene_ids", "datatype": "INT32", "shape": [len(gene_ids)], "data": gene_ids},
         {"name": "counts", "datatype": "FP32", "shape": [len(counts)], "data": counts},
     ]
+
+
+classified = {"name": "embedding", "parameters": {"classification": 3}}
 
 
 def shaped(shape: list[int]) -> list[dict[str, Any]]:
@@ -122,10 +128,57 @@ def test_every_example_of_the_description_is_answered_and_fits_its_schema(url: s
             for example in body.get("examples", {}).values():
                 assert media_type == "application/json"
                 jsonschema.validate(example["value"], body["schema"])
-                response = httpx.post(url + path.replace("{model}", "cellfoundry"), json=example["value"])
+                for table in example["value"].get("inputs", ()):
+                    if table["name"] == "data_numpy":  # of three genes in the description
+                        table["shape"] = [1, 400]
+                        table["data"] += [0] * 397
+                filled = path.format(model="cellfoundry", version="1")
+                response = httpx.post(url + filled, json=example["value"])
                 assert response.status_code == 200, response.text
                 posted += 1
-    assert posted >= 5
+    assert posted >= 7
+
+
+def schemas_in(described: Any) -> Iterator[Any]:
+    """Every schema of an OpenAPI document."""
+    if isinstance(described, dict):
+        if "schema" in described:
+            yield described["schema"]
+        described = list(described.values())
+    if isinstance(described, list):
+        for part in described:
+            yield from schemas_in(part)
+
+
+def test_the_description_tells_of_refusals_and_keys(url: str, engine: Engine) -> None:
+    description = httpx.get(f"{url}/openapi.json").json()
+    for schema in [*schemas_in(description["paths"]), *description["components"]["schemas"].values()]:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    refusals = {"description", "content"}
+    told: set[str] = set()
+    for methods in description["paths"].values():
+        for operation in methods.values():
+            assert "422" not in operation["responses"]
+            for status, answer in operation["responses"].items():
+                if status != "200":
+                    told.add(status)
+                    assert answer.keys() == refusals
+                    schema = answer["content"]["application/json"]["schema"]
+                    assert schema == {"$ref": "#/components/schemas/Error"}
+    statuses = (400, 401, 403, 404, 408, 413, 415, 429, 431, 500, 503, 504)
+    assert told == {*map(str, statuses), "default"}
+    refused = httpx.post(f"{url}/v1/umap").json()
+    jsonschema.validate(refused, description["components"]["schemas"]["Error"])
+    keys = description["components"]["securitySchemes"]
+    assert keys["bearer"] == {"type": "http", "scheme": "bearer"}
+    assert {} in description["security"]  # none is needed here
+    with running(engine, keys=ApiKeys(["k" * 32])) as guarded:
+        document = httpx.get(f"{guarded}/openapi.json", headers={"B-Authorization": "k" * 32}).json()
+        assert document["security"] == [{"bearer": []}, {"B-Authorization": []}]
+        for path, methods in document["paths"].items():
+            for method, operation in methods.items():
+                status = httpx.request(method, guarded + path).status_code
+                assert (status == 401) == (operation.get("security") != [])
 
 
 def test_concurrent_clients_get_their_own_cells(url: str, engine: Engine, cells: CellBatch) -> None:
@@ -154,6 +207,9 @@ def test_concurrent_clients_get_their_own_cells(url: str, engine: Engine, cells:
         (INFER, {"inputs": v2_inputs([0], [], [])}, 400, "no cells"),
         (INFER, {"inputs": v2_inputs([0, 2], [1], [1.0])}, 400, "indptr must start at 0"),
         (INFER, {"inputs": v2_inputs([0, 2, 1], [1], [1.0])}, 400, "never fall"),
+        (INFER, {"inputs": v2_inputs([0, 2**63 - 1, 2 - 2**63, 1], [1], [1.0])}, 400, "never fall"),
+        (INFER, {"inputs": v2_inputs([0, 2], [1, 2], [1.0])}, 400, "must have the same length"),
+        (INFER, {"inputs": [{"name": "x" * 10_000}]}, 400, "so long a name"),
         (INFER, {"inputs": v2_inputs([0, 1], [400], [1.0])}, 400, "between 0 and 399"),
         (INFER, {"inputs": v2_inputs([0, 1], [-1], [1.0])}, 400, "between 0 and 399"),
         (INFER, {"inputs": v2_inputs([0, 1], [1.5], [1.0])}, 400, "numbers of type INT32"),
@@ -165,6 +221,7 @@ def test_concurrent_clients_get_their_own_cells(url: str, engine: Engine, cells:
         (INFER, {"inputs": v2_inputs([0, 1], [1], [1]), "parameters": {"target": "x"}}, 400, "target"),
         (INFER, {"inputs": v2_inputs([0, 1], [1], [1]), "parameters": {"target": 4}}, 400, "must be text"),
         (INFER, {"inputs": v2_inputs([0, 1], [1], [1]), "outputs": [{"name": "y"}]}, 400, "only output"),
+        (INFER, {"inputs": v2_inputs([0, 1], [1], [1]), "outputs": [classified]}, 400, "The only parameter"),
         (INFER.replace("cellfoundry", "x"), {"inputs": []}, 404, "no such model"),
         ("/v1/embed", {"cells": [{"genes": ["A1BG"]}]}, 400, "lists of the same length"),
         ("/v1/embed", {"cells": [{"genes": ["GENE0"], "counts": [1]}]}, 400, "none of its 1 genes"),
@@ -220,11 +277,10 @@ def test_a_client_that_leaves_midway_is_no_failure_of_the_server(engine: Engine)
         with socket.create_connection((address.hostname, address.port)) as client:
             client.sendall(b"POST /v1/embed HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{")
         deadline = time.monotonic() + 20
-        metrics = ""
-        while 'status="499"' not in metrics and time.monotonic() < deadline:
-            metrics = httpx.get(f"{url}/metrics").text
-    assert 'cellfoundry_requests_total{status="499"} 1' in metrics
-    assert 'status="500"' not in metrics
+        while not scraped(url, "cellfoundry_requests_total", status="499") and time.monotonic() < deadline:
+            pass
+        assert scraped(url, "cellfoundry_requests_total", status="499") == 1
+        assert scraped(url, "cellfoundry_requests_total", status="500") == 0
 
 
 def test_limits_and_metrics(engine: Engine) -> None:
@@ -237,7 +293,8 @@ def test_limits_and_metrics(engine: Engine) -> None:
         assert [response.status_code for response in (many, large, chunked)] == [413] * 3
         assert "the limit is 2" in many.json()["error"]
         assert "larger than 1000 bytes" in chunked.json()["error"]
-        lines = httpx.get(f"{url}/metrics").text.splitlines()
-    assert 'cellfoundry_requests_total{status="413"} 3' in lines
-    assert "cellfoundry_cells_total 2" in lines
-    assert "cellfoundry_embed_seconds_count 1" in lines
+        assert scraped(url, "cellfoundry_requests_total", status="413") == 3
+        assert scraped(url, "cellfoundry_cells_total", model="cellfoundry", version="1") == 2
+        assert scraped(url, "cellfoundry_request_seconds_count", route="/v1/embed") == 1
+        assert scraped(url, "cellfoundry_stage_seconds_count", stage="engine") == 1
+        assert scraped(url, "process_resident_memory_bytes") > 1e8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from typing import Any
@@ -9,13 +10,18 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_serving.endpoint.api_keys import ApiKeys
-from cellfoundry_serving.endpoint.errors import RequestError
+from cellfoundry_serving.endpoint.app import create_app
+from cellfoundry_serving.endpoint.limits import Limits
 from cellfoundry_serving.endpoint.results import Results
-from cellfoundry_serving.endpoint.server import running
+from cellfoundry_serving.endpoint.server import running, serve
+from cellfoundry_serving.endpoint.service import Service
+from cellfoundry_serving.endpoint.sources import OpenedSource
 from cellfoundry_serving.engines.base import Engine
+from cellfoundry_serving.errors import ServingError
 
 PATH = "/inference/xtrimogene"
 HOST = {"Host": "xtrimogene.inference.example.com"}  # the public client names a host that is not ours
@@ -111,6 +117,11 @@ def test_its_header_carries_the_key_and_the_result_needs_none(engine: Engine, ce
 TABLE = np.ones((2, 400), np.float32)
 
 
+def test_an_id_is_repeated_even_if_it_is_no_text(url: str) -> None:
+    answer = httpx.post(url + PATH, content=json.dumps({**request_of(TABLE), "id": "half \ud800"}))
+    assert answer.json()["id"] == "half \ud800"
+
+
 def changed(**fields: Any) -> dict[str, Any]:
     """A request whose table has other fields."""
     body = request_of(TABLE)
@@ -155,11 +166,37 @@ def test_every_mistake_gets_one_sentence(url: str, body: dict[str, Any], status:
 
 
 def test_results_are_bounded_and_the_oldest_go_first() -> None:
-    results = Results(max_bytes=20)
-    names = [results.keep(bytes([number]) * 8) for number in range(3)]
-    assert results.get(names[2]) == b"\2" * 8
-    assert results.get(names[1]) == b"\1" * 8
-    with pytest.raises(RequestError, match="no such result"):
-        results.get(names[0])
-    with pytest.raises(RequestError, match="larger than 20 bytes"):
-        results.keep(bytes(21))
+    async def keep_three() -> list[bytes | None]:
+        results = Results(max_bytes=20)
+        names = [await results.keep(bytes([number]) * 8) for number in range(3)]
+        return [await results.get(name) for name in names]
+
+    assert asyncio.run(keep_three()) == [None, b"\1" * 8, b"\2" * 8]
+
+
+def test_links_name_the_address_that_clients_see(engine: Engine, cells: CellBatch) -> None:
+    public = "https://cells.example.org/embed"
+    app = create_app(Service([OpenedSource(engine)], Limits()), public_url=public)
+    body = request_of(dense(cells.between(0, 1), len(engine.vocab_genes)))
+    with TestClient(app) as client:
+        (link,) = client.post(PATH, json=body, headers=HOST).json()["outputs"][0]["data"]
+        assert link.startswith(f"{public}/v1/results/")
+        content = client.get(link.removeprefix(public)).raise_for_status().content
+    assert np.load(io.BytesIO(content)).shape == (1, 4 * engine.encoder_width)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "cells.example.org",
+        "ftp://x",
+        "https://",
+        "http://x:port",
+        "http://x?y=1",
+        "http://a@x",
+        "http://x/ y",
+    ],
+)
+def test_an_address_that_is_none_is_said_before_a_model_is_loaded(url: str) -> None:
+    with pytest.raises(ServingError, match="is no address of an endpoint; give one such as https://"):
+        serve(["missing"], port=0, public_url=url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,7 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cellfoundry_serving.endpoint import v2
-from cellfoundry_serving.endpoint.cells import cells_from_json, cells_from_tensors
+from cellfoundry_serving.endpoint.cells import (
+    cells_from_json,
+    cells_from_tensors,
+    checked_batch,
+    is_canonical,
+)
 from cellfoundry_serving.endpoint.errors import RequestError
 
 matrices = hnp.arrays(
@@ -53,9 +59,35 @@ def test_cells_are_sorted_summed_and_free_of_zeros() -> None:
     assert (cells.indptr.dtype, cells.gene_ids.dtype, cells.counts.dtype) == (np.int64, np.int32, np.float32)
 
 
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), max_size=5), min_size=1, max_size=4)
+)
+def test_cells_sent_in_order_are_what_sorting_makes_of_them(cells: list[list[tuple[int, int]]]) -> None:
+    """The short way for sorted cells against the way of all others, which sorts, sums and drops zeros."""
+    lengths = [len(cell) for cell in cells]
+    genes = np.array([gene for cell in cells for gene, _ in cell], dtype=np.int32)
+    counts = np.array([count for cell in cells for _, count in cell], dtype=np.float32)
+    sent = checked_batch(np.cumsum([0, *lengths]), genes, counts, n_genes=10)
+    again = checked_batch(sent.indptr, sent.gene_ids, sent.counts, n_genes=10)
+    assert is_canonical(sent.indptr, sent.gene_ids, sent.counts)
+    rows = [dict.fromkeys(gene for gene, _ in cell) for cell in cells]
+    for row, (cell, known) in enumerate(zip(cells, rows, strict=True)):
+        entries = slice(sent.indptr[row], sent.indptr[row + 1])
+        summed = {gene: sum(count for other, count in cell if other == gene) for gene in sorted(known)}
+        assert sent.gene_ids[entries].tolist() == [gene for gene, total in summed.items() if total]
+        assert sent.counts[entries].tolist() == [total for total in summed.values() if total]
+    for one, other in (
+        (sent.indptr, again.indptr),
+        (sent.gene_ids, again.gene_ids),
+        (sent.counts, again.counts),
+    ):
+        np.testing.assert_array_equal(one, other)
+        assert one.dtype == other.dtype
+
+
 @given(matrices, st.booleans())
 def test_an_output_is_read_back_as_it_was(array: np.ndarray, binary: bool) -> None:
-    body, headers = v2.encode("m", v2.InferRequest("1", {}, {}, binary), "embedding", array)
+    body, headers = v2.encode("m", 1, v2.InferRequest("1", {}, {}, binary), "embedding", array)
     if binary:
         length = int(headers[v2.HEADER_LENGTH])
         shape = json.loads(body[:length])["outputs"][0]["shape"]
@@ -121,6 +153,31 @@ def test_json_numbers_arrive_unchanged_or_not_at_all(kind: str, data: list[objec
             np.testing.assert_array_equal(tensor, np.array(data, dtype=np.float64).astype(np.float32))
     else:
         assert tensor.tolist() == data
+
+
+def test_texts_among_numbers_cost_no_memory() -> None:
+    """numpy would make each of them as wide as the longest: 1.6 GB of this."""
+    data = ["a" * 20_000] + [""] * 19_999
+    tracemalloc.start()
+    try:
+        assert v2.json_tensor(data, np.dtype(np.float32)) is None
+        assert v2.json_tensor([data], np.dtype(np.float32)) is None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10e6
+
+
+@pytest.mark.parametrize(
+    "data", [[[1, 2], [3]], [[1, 2], 3], [1, [2]], [[[1]], [2]], [[], [1]], [True], [None], 1, "1"]
+)
+def test_what_is_no_table_of_numbers_is_refused(data: object) -> None:
+    assert v2.json_tensor(data, np.dtype(np.float32)) is None
+
+
+def test_nested_lists_are_flattened() -> None:
+    data = [[[1, 2.5]], [[3, 4]]]
+    np.testing.assert_array_equal(v2.json_tensor(data, np.dtype(np.float32)), [1, 2.5, 3, 4])
 
 
 genes = st.lists(st.sampled_from(["A", "B", "C"]) | scalars, max_size=3)

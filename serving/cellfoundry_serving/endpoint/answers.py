@@ -9,9 +9,12 @@ from starlette.exceptions import HTTPException
 from cellfoundry_model.errors import ModelError
 from cellfoundry_serving.endpoint.errors import RequestError
 
+failed = JSONResponse({"error": "The server failed on this request; its log says why."}, status_code=500)
+"""A defect of ours, or what an engine cannot do: the gate logs it and answers this."""
+
 
 def add_error_answers(app: FastAPI) -> None:
-    """A defect of ours is logged by the server and answered with 500; so is what an engine cannot do."""
+    """What a client did wrong is answered with its status."""
 
     @app.exception_handler(RequestError)
     async def refuse(_: Request, error: RequestError) -> JSONResponse:
@@ -25,10 +28,4 @@ def add_error_answers(app: FastAPI) -> None:
     async def no_such_route(_: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse(
             {"error": str(error.detail)}, status_code=error.status_code, headers=error.headers
-        )
-
-    @app.exception_handler(Exception)
-    async def defect(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(
-            {"error": "The server failed on this request; its log says why."}, status_code=500
         )

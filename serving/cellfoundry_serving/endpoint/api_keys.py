@@ -12,6 +12,7 @@ from pathlib import Path
 from cellfoundry_serving.errors import ServingError
 
 MIN_CHARACTERS = 16
+KEY_NEEDED = "An API key is needed: send it as 'Authorization: Bearer KEY'."
 
 
 class ApiKeys:

@@ -14,10 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cellfoundry_data.batch import CellBatch
+from cellfoundry_serving.endpoint.aside import joined_bytes
 from cellfoundry_serving.endpoint.cells import cells_from_tensors, check_cells
 from cellfoundry_serving.endpoint.errors import RequestError
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
+VERSION_HEADER = "Model-Version"
+"""Of an answer: which version of the model computed it; V2 has a field for that."""
 COLUMNS = "The columns are 'counts' (lists of numbers) and 'genes' (lists of names) or 'gene_ids' (lists of integers)."
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
@@ -160,4 +163,4 @@ def arrow_embedding(embedding: npt.NDArray[np.float32]) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue().to_pybytes()
+    return joined_bytes([memoryview(sink.getvalue())])

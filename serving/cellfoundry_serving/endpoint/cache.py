@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellfoundry_data.batch import CellBatch
-from cellfoundry_serving.endpoint.batcher import Conventions
+from cellfoundry_serving.endpoint.pieces import Conventions
 
 ENTRY_BYTES = 320  # of a key, an array's header and their places in the dictionary: CPython 3.11, measured
 
@@ -19,14 +19,10 @@ class EmbeddingCache:
 
     Attributes:
         bytes: held now.
-        hits: cells found.
-        misses: cells not found.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.bytes = 0
-        self.hits = 0
-        self.misses = 0
         self._max_bytes = max_bytes
         self._rows: OrderedDict[bytes, npt.NDArray[np.float32]] = OrderedDict()
 
@@ -34,27 +30,30 @@ class EmbeddingCache:
         """The row (width,) of a cell, or None."""
         row = self._rows.get(key)
         if row is None:
-            self.misses += 1
             return None
-        self.hits += 1
         self._rows.move_to_end(key)
         return row
 
     def put(self, key: bytes, row: npt.NDArray[np.float32]) -> None:
-        """Keeps a copy of ``row``, which may push others out; one that alone is too large is not kept."""
+        """Keeps ``row``, which may push others out; one that alone is too large is not kept.
+
+        It must own its memory: a view would hold its whole batch.
+        """
         size = row.nbytes + ENTRY_BYTES
         if key in self._rows or size > self._max_bytes:
             return
-        self._rows[key] = row.copy()  # a view would hold its whole batch
+        self._rows[key] = row
         self.bytes += size
         while self.bytes > self._max_bytes:
             _, oldest = self._rows.popitem(last=False)
             self.bytes -= oldest.nbytes + ENTRY_BYTES
 
 
-def cell_keys(cells: CellBatch, conventions: Conventions) -> list[bytes]:
-    """A digest of each cell's genes, counts and conventions, 16 bytes: all that its embedding depends on."""
-    common = hashlib.blake2b(repr(conventions).encode(), digest_size=16)
+def cell_keys(cells: CellBatch, conventions: Conventions, model: bytes) -> list[bytes]:
+    """A digest of each cell's genes, counts and conventions and of ``model``, 16 bytes: all that its embedding
+    depends on.
+    """
+    common = hashlib.blake2b(repr((model, conventions)).encode(), digest_size=16)
     keys = []
     for first, last in zip(cells.indptr[:-1], cells.indptr[1:], strict=True):
         digest = common.copy()

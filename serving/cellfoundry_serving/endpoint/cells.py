@@ -23,8 +23,11 @@ def cells_from_tensors(tensors: dict[str, npt.NDArray[Any]], n_genes: int, max_c
             raise RequestError(f"Input {name!r} must be {np.dtype(dtype).name}.")
     indptr, gene_ids, counts = (tensors[name] for name in wanted)
     check_cells(len(indptr) - 1, max_cells)
-    if indptr[0] != 0 or (np.diff(indptr) < 0).any() or indptr[-1] != len(gene_ids):
+    # Compared, not subtracted: a difference of two int64 can wrap around, and scipy would then read beyond its arrays.
+    if indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any() or indptr[-1] != len(gene_ids):
         raise RequestError("indptr must start at 0, never fall, and end at the length of gene_ids.")
+    if len(counts) != len(gene_ids):
+        raise RequestError("gene_ids and counts must have the same length.")
     if len(gene_ids) and (gene_ids.min() < 0 or gene_ids.max() >= n_genes):
         raise RequestError(f"gene_ids must lie between 0 and {n_genes - 1}.")
     return checked_batch(indptr, gene_ids, counts, n_genes)
@@ -104,6 +107,10 @@ def checked_batch(
     """Sorted, without zeros, repeated genes summed; RequestError unless the counts are raw counts."""
     if not np.isfinite(counts).all() or (counts < 0).any() or (counts != np.rint(counts)).any():
         raise RequestError("counts must be raw counts: finite whole numbers, not negative.")
+    if is_canonical(
+        indptr, gene_ids, counts
+    ):  # as clients of ours send it; sorting would take 180 us of a cell
+        return CellBatch(indptr, gene_ids, counts, np.arange(len(indptr) - 1))
     cells = sp.csr_matrix((counts.copy(), gene_ids.copy(), indptr.copy()), shape=(len(indptr) - 1, n_genes))
     cells.sum_duplicates()
     cells.eliminate_zeros()
@@ -115,3 +122,13 @@ def checked_batch(
         cells.data.astype(np.float32),
         np.arange(cells.shape[0]),
     )
+
+
+def is_canonical(
+    indptr: npt.NDArray[np.int64], gene_ids: npt.NDArray[np.int32], counts: npt.NDArray[np.float32]
+) -> bool:
+    """Whether each cell's genes ascend, none comes twice, and no count is zero."""
+    rises = gene_ids[1:] > gene_ids[:-1]
+    starts = indptr[(indptr > 0) & (indptr < len(gene_ids))] - 1  # from one cell to the next they may fall
+    rises[starts] = True
+    return bool(rises.all() and (counts > 0).all())

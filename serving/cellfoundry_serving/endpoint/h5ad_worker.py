@@ -3,44 +3,69 @@
 HDF5 was not made for files from strangers. A file that crashes the library, unpacks to more memory than there is, or
 takes for ever ends this process alone; one that points at other files of the machine is refused.
 
-The folder holds ``cells.h5ad`` and ``task.json``; the worker leaves ``cells.npz``, or ``refused.txt`` with a sentence.
+The folder holds ``cells.h5ad`` and ``task.json``; the worker leaves ``cells.npz`` and ``columns.json``, of obs and
+empty unless it is asked for, or ``refused.txt`` with a sentence. Where that cannot say what is wrong with the file,
+standard error does, for the server's log.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+import traceback
 import warnings
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from cellfoundry_data.batch import CellBatch
-from cellfoundry_data.errors import DataError
+from cellfoundry_data.errors import DataError, FractionError
 from cellfoundry_data.source_cells import SourceCells
 from cellfoundry_data.vocabulary import Vocabulary
+from cellfoundry_serving.endpoint.label_columns import LabelColumn, label_columns
+from cellfoundry_serving.endpoint.worker_process import run_task
 
-MEMORY_BYTES = 4 * 2**30  # of address space, of which imports take 0.6 GiB
 BLOCK_CELLS = 256
-SOURCE, TASK, CELLS, REFUSED = "cells.h5ad", "task.json", "cells.npz", "refused.txt"
+SOURCE, TASK, REFUSED = "cells.h5ad", "task.json", "refused.txt"
+CELLS, COLUMNS = "cells.npz", "columns.json"
+UNREADABLE = "The file is not an h5ad that can be read."
+MAX_SENTENCE = 500  # characters; names of the file's own may stand in it
 
 
 def main(folder: Path) -> None:
     """Does the task of ``folder``."""
-    import resource  # of POSIX systems; the endpoint, which imports this module, starts elsewhere too
-
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     warnings.simplefilter("ignore")
     task = json.loads((folder / TASK).read_text())
-    source = folder / SOURCE
     try:
-        check_stays_inside(source)
-        cells = read_cells(source, Vocabulary(tuple(task["genes"])), task["max_cells"], task["max_tokens"])
-    except DataError as error:
-        (folder / REFUSED).write_text(str(error).replace(str(source), "The file"))
+        cells, columns = read_file(folder / SOURCE, task)
+    except MemoryError:
+        raise
+    except Exception as error:
+        sentence = " ".join(refusal(error, folder / SOURCE).split())[:MAX_SENTENCE]
+        (folder / REFUSED).write_text(sentence, errors="backslashreplace")
         return
     np.savez(folder / CELLS, indptr=cells.indptr, gene_ids=cells.gene_ids, counts=cells.counts)
+    (folder / COLUMNS).write_text(json.dumps(columns))
+
+
+def read_file(source: Path, task: dict[str, Any]) -> tuple[CellBatch, dict[str, LabelColumn]]:
+    """Cells and, where they are asked for, columns of obs; a file from a stranger may raise anything."""
+    check_stays_inside(source)
+    opened = SourceCells(source, Vocabulary(tuple(task["genes"])))
+    cells = read_cells(opened, task["max_cells"], task["max_tokens"])
+    return cells, label_columns(opened.obs) if task["labelled"] else {}
+
+
+def refusal(error: Exception, source: Path) -> str:
+    """The sentence for the client; what no layer of ours has put into words goes to standard error whole."""
+    if isinstance(error, FractionError):
+        return f"The file's values look already normalised ({error.where}); send raw counts, in X, raw or a layer."
+    if isinstance(error, DataError):
+        sentence = str(error).replace(str(source), SOURCE).replace(f"{SOURCE}: ", "The file: ")
+        return sentence.replace(SOURCE, "the file")
+    traceback.print_exception(error)
+    return UNREADABLE
 
 
 def check_stays_inside(source: Path) -> None:
@@ -67,12 +92,11 @@ def check_stays_inside(source: Path) -> None:
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError("The file is not an h5ad that can be read.") from error
+        raise DataError(UNREADABLE) from error
 
 
-def read_cells(source: Path, vocab: Vocabulary, max_cells: int, max_tokens: int) -> CellBatch:
+def read_cells(cells: SourceCells, max_cells: int, max_tokens: int) -> CellBatch:
     """All cells, of a file that keeps within the limits."""
-    cells = SourceCells(source, vocab)
     if not 0 < cells.n_cells <= max_cells:
         raise DataError(
             f"The file has {cells.n_cells} cells, a request may have 1 to {max_cells}; send fewer at once."
@@ -92,4 +116,4 @@ def read_cells(source: Path, vocab: Vocabulary, max_cells: int, max_tokens: int)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_task(main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cellfoundry_serving.endpoint import arrow, h5ad
+from cellfoundry_serving.endpoint.scfoundation_request import OPTIONS, TABLE
 from cellfoundry_serving.engines.base import POOLS
 
 CONVENTIONS: dict[str, Any] = {
@@ -20,6 +21,11 @@ CONVENTIONS: dict[str, Any] = {
         "pattern": r"^[tfa]-?[0-9]+(\.[0-9]+)?$",
         "description": "Depth asked for: tN is log10 of the total, fN times the cell's own, aN adds to its log10.",
     },
+}
+
+MODEL: dict[str, Any] = {
+    "model": {"type": "string", "description": "Name of a model; by default the first."},
+    "version": {"type": "string", "description": "Its version; by default the newest."},
 }
 
 GENES = {
@@ -52,6 +58,7 @@ NATIVE_BODY: dict[str, Any] = {
                     },
                 },
                 **CONVENTIONS,
+                **MODEL,
             },
         },
         {
@@ -59,7 +66,7 @@ NATIVE_BODY: dict[str, Any] = {
             "type": "object",
             "required": ["genes", "counts"],
             "additionalProperties": False,
-            "properties": {"genes": GENES, "counts": {"oneOf": [COUNTS, MATRIX]}, **CONVENTIONS},
+            "properties": {"genes": GENES, "counts": {"oneOf": [COUNTS, MATRIX]}, **CONVENTIONS, **MODEL},
         },
     ]
 }
@@ -116,13 +123,96 @@ V2_EXAMPLES: dict[str, Any] = {
     }
 }
 
+SCFOUNDATION_BODY: dict[str, Any] = {
+    "type": "object",
+    "required": ["inputs"],
+    "description": f"The public scFoundation API's: each option is an input of one text, {TABLE} the cells.",
+    "properties": {
+        "id": {"type": "string", "default": ""},
+        "inputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "datatype", "shape", "data"],
+                "properties": {
+                    "name": {"enum": [*OPTIONS, TABLE]},
+                    "datatype": {"enum": ["BYTES", "FP32"]},
+                    "shape": {"type": "array", "items": {"type": "integer"}},
+                    "data": {"type": "array"},
+                },
+            },
+        },
+    },
+}
+
+SCFOUNDATION_EXAMPLES: dict[str, Any] = {
+    "one cell": {
+        "summary": "Of a model of three genes: a row has a number for each gene of /v1/vocabulary, in its order.",
+        "value": {
+            "inputs": [
+                {"name": "output_type", "datatype": "BYTES", "shape": [1], "data": ["cell"]},
+                {"name": TABLE, "datatype": "FP32", "shape": [1, 3], "data": [3, 0, 7]},
+            ]
+        },
+    }
+}
+
+INDEX_BODY: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "ready": {"type": "boolean", "default": False, "description": "Only models that are ready."}
+    },
+}
+INDEX_EXAMPLES: dict[str, Any] = {"those that are ready": {"value": {"ready": True}}}
+
+H5AD = {"type": "string", "format": "binary", "description": "An h5ad with raw counts."}
+
+PLACES = {
+    "type": "array",
+    "items": {"type": ["number", "null"]},
+    "description": "One a cell; null for a cell without counts.",
+}
+UMAP_ANSWER: dict[str, Any] = {
+    "description": "Where each cell lies, and the obs columns with 2 to 50 values.",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["x", "y", "columns"],
+                "properties": {
+                    "x": PLACES,
+                    "y": PLACES,
+                    "columns": {
+                        "type": "object",
+                        "additionalProperties": {
+                            "type": "object",
+                            "required": ["categories", "codes"],
+                            "properties": {
+                                "categories": {"type": "array", "items": {"type": "string"}},
+                                "codes": {
+                                    "type": "array",
+                                    "items": {"type": "integer", "minimum": -1},
+                                    "description": "Of each cell, its position in categories; -1 for none.",
+                                },
+                            },
+                        },
+                    },
+                },
+            }
+        }
+    },
+}
+
 
 def described(
-    schema: dict[str, Any], examples: dict[str, Any], media_type: str = "application/json"
+    schema: dict[str, Any],
+    examples: dict[str, Any],
+    media_type: str = "application/json",
+    required: bool = True,
 ) -> dict[str, Any]:
     """``openapi_extra`` of a route with such a body."""
     content = {media_type: {"schema": schema, "examples": examples}}
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def embed_description() -> dict[str, Any]:
@@ -131,11 +221,19 @@ def embed_description() -> dict[str, Any]:
     extra["requestBody"]["content"][arrow.MEDIA_TYPE] = {
         "schema": {"type": "string", "format": "binary", "description": arrow.COLUMNS}
     }
-    extra["requestBody"]["content"][h5ad.MEDIA_TYPE] = {
-        "schema": {"type": "string", "format": "binary", "description": "An h5ad with raw counts."}
-    }
-    extra["parameters"] = [
-        {"name": name, "in": "query", "required": False, "schema": schema}
-        for name, schema in CONVENTIONS.items()
-    ]
+    extra["requestBody"]["content"][h5ad.MEDIA_TYPE] = {"schema": H5AD}
+    extra["parameters"] = conventions_in_query()
     return extra
+
+
+def umap_description() -> dict[str, Any]:
+    """``openapi_extra`` of ``POST /v1/umap``."""
+    return described(H5AD, {}, h5ad.MEDIA_TYPE) | {"parameters": conventions_in_query()}
+
+
+def conventions_in_query() -> list[dict[str, Any]]:
+    """``pool`` and ``target`` as parameters."""
+    return [
+        {"name": name, "in": "query", "required": False, "schema": schema}
+        for name, schema in (CONVENTIONS | MODEL).items()
+    ]

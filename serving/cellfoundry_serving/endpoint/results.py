@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections import OrderedDict
+from typing import Protocol
 
-from cellfoundry_serving.endpoint.errors import RequestError
+from cellfoundry_serving.errors import ServingError
 
 MAX_BYTES = 512 * 2**20  # five cells of gene embeddings, the most that a request may ask for, take 190 MiB
+PUBLIC_URL = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?(/[\w.~%-]+)*/?", re.ASCII)
+
+
+def check_public_url(url: str | None) -> str | None:
+    """The address under which clients reach the endpoint, without a slash at its end; None stays None.
+
+    ServingError where it is no http(s) URL of a host, to which a path can be added.
+    """
+    if url is not None and not PUBLIC_URL.fullmatch(url):
+        raise ServingError(
+            f"--public-url {url!r} is no address of an endpoint; give one such as https://cells.example.org."
+        )
+    return url and url.rstrip("/")
+
+
+class ResultStore(Protocol):
+    """Where results wait: ``Results`` of this process, or those that the replicas of a cluster share."""
+
+    async def keep(self, content: bytes) -> str:
+        """A name that cannot be guessed, of at most MAX_BYTES."""
+
+    async def get(self, name: str) -> bytes | None:
+        """What was kept; None where it has gone or never was."""
 
 
 class Results:
@@ -18,12 +43,8 @@ class Results:
         self._bytes = 0
         self._held: OrderedDict[str, bytes] = OrderedDict()
 
-    def keep(self, content: bytes) -> str:
-        """A name that cannot be guessed; 413 for a result that is larger than all that may be kept."""
-        if len(content) > self._max_bytes:
-            raise RequestError(
-                f"The result is larger than {self._max_bytes} bytes; send fewer cells at once.", 413
-            )
+    async def keep(self, content: bytes) -> str:
+        """A name that cannot be guessed."""
         name = secrets.token_urlsafe(24)
         self._held[name] = content
         self._bytes += len(content)
@@ -32,9 +53,6 @@ class Results:
             self._bytes -= len(oldest)
         return name
 
-    def get(self, name: str) -> bytes:
-        """What was kept; 404 where it has gone or never was."""
-        content = self._held.get(name)
-        if content is None:
-            raise RequestError("There is no such result, or newer ones have taken its place; ask again.", 404)
-        return content
+    async def get(self, name: str) -> bytes | None:
+        """What was kept; None where it has gone or never was."""
+        return self._held.get(name)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from typing import Any
+import json
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -12,42 +13,58 @@ from fastapi import APIRouter, Request, Response
 
 from cellfoundry_serving.encode import check_decoder_fits
 from cellfoundry_serving.endpoint import v2
+from cellfoundry_serving.endpoint.aside import aside
 from cellfoundry_serving.endpoint.errors import RequestError
-from cellfoundry_serving.endpoint.gate import RESULTS_PATH
-from cellfoundry_serving.endpoint.incoming import read_body
-from cellfoundry_serving.endpoint.results import Results
+from cellfoundry_serving.endpoint.gate import EMBEDS, RESULTS_PATH
+from cellfoundry_serving.endpoint.incoming import embed_for, read_cells_body
+from cellfoundry_serving.endpoint.openapi import SCFOUNDATION_BODY, SCFOUNDATION_EXAMPLES, described
+from cellfoundry_serving.endpoint.openapi_errors import OF_CELLS
+from cellfoundry_serving.endpoint.results import MAX_BYTES, ResultStore
 from cellfoundry_serving.endpoint.scfoundation_request import read_request
-from cellfoundry_serving.endpoint.service import MODEL_NAME, Service
+from cellfoundry_serving.endpoint.service import Service
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
 
 
-def scfoundation_routes(service: Service) -> APIRouter:
-    """One POST that answers with a URL, and the GET behind that URL."""
+def scfoundation_routes(service: Service, results: ResultStore, public_url: str | None) -> APIRouter:
+    """One POST that answers with a URL, and the GET behind that URL, under ``public_url`` where that is given."""
     router = APIRouter()
-    results = Results()
 
-    @router.post("/inference/xtrimogene")
-    async def infer(request: Request) -> dict[str, Any]:
+    description = described(SCFOUNDATION_BODY, SCFOUNDATION_EXAMPLES)
+
+    @router.post("/inference/xtrimogene", openapi_extra=description, responses=OF_CELLS, tags=[EMBEDS])
+    async def infer(request: Request) -> Response:
         """Takes the public scFoundation API's request; the answer names a URL where the result is, as .npy."""
-        document = v2.parse_json(await read_body(request, service.limits), None)
-        asked = read_request(document, len(service.index), service.limits.cells)
-        if asked.conventions.output != "cell":
-            check_decoder(service.engine)
-        embedding = await service.embed(request, asked.cells, asked.conventions, asked.totals)
-        name = results.keep(await asyncio.to_thread(npy_bytes, embedding))
-        output = {"name": "result", "datatype": "BYTES", "shape": [1], "data": [result_url(request, name)]}
-        return {
-            "model_name": MODEL_NAME,
-            "model_version": "1",
+        body = await read_cells_body(request, service, is_json=True)
+        document = await aside(len(body), partial(v2.parse_json, body, None))
+        with service.models.find().in_use() as model:
+            read = partial(read_request, document, len(model.index), service.limits.cells)
+            asked = await aside(len(body), read)
+            if asked.conventions.output != "cell":
+                check_decoder(model.engine)
+            embedding = await embed_for(request, service, model, asked.cells, asked.conventions, asked.totals)
+        content = await asyncio.to_thread(npy_bytes, embedding)
+        if len(content) > MAX_BYTES:
+            raise RequestError(f"The result is larger than {MAX_BYTES} bytes; send fewer cells at once.", 413)
+        name = await results.keep(content)
+        url = f"{public_url or address_of(request)}{RESULTS_PATH}{name}.npy"
+        output = {"name": "result", "datatype": "BYTES", "shape": [1], "data": [url]}
+        answer = {
+            "model_name": model.name,
+            "model_version": str(model.version),
             "id": str(document.get("id", "")),
             "outputs": [output],
         }
+        # In ASCII: an id may hold half a surrogate pair, which UTF-8 cannot.
+        return Response(json.dumps(answer), media_type="application/json")
 
     @router.get(RESULTS_PATH + "{name}.npy")
     async def result(name: str) -> Response:
         """A result in numpy's format, for as long as newer ones leave it room."""
-        return Response(results.get(name), media_type="application/octet-stream")
+        content = await results.get(name)
+        if content is None:
+            raise RequestError("There is no such result, or newer ones have taken its place; ask again.", 404)
+        return Response(content, media_type="application/octet-stream")
 
     return router
 
@@ -68,7 +85,7 @@ def npy_bytes(array: npt.NDArray[np.float32]) -> bytes:
     return file.getvalue()
 
 
-def result_url(request: Request, name: str) -> str:
-    """At the address that the request came to, not at its Host header: that of the public client is made up."""
+def address_of(request: Request) -> str:
+    """Where the request came to, not its Host header: that of the public client is made up."""
     host, port = request.scope["server"]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}{RESULTS_PATH}{name}.npy"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"

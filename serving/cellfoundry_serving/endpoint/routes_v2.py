@@ -1,87 +1,90 @@
-"""Open Inference Protocol V2 over HTTP."""
+"""Open Inference Protocol V2 over HTTP: health, metadata, configuration, statistics and inference."""
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from cellfoundry_serving.endpoint import v2
+from cellfoundry_serving.endpoint import v2, v2_facts
+from cellfoundry_serving.endpoint.aside import aside
 from cellfoundry_serving.endpoint.cells import cells_from_tensors
 from cellfoundry_serving.endpoint.errors import RequestError
-from cellfoundry_serving.endpoint.incoming import read_body
+from cellfoundry_serving.endpoint.gate import EMBEDS
+from cellfoundry_serving.endpoint.incoming import embed_for, read_cells_body
 from cellfoundry_serving.endpoint.openapi import V2_BODY, V2_EXAMPLES, described
-from cellfoundry_serving.endpoint.service import MODEL_NAME, Service, read_conventions
-from cellfoundry_serving.engines.base import Engine
-
-OUTPUT = "embedding"
+from cellfoundry_serving.endpoint.openapi_errors import OF_CELLS, errors
+from cellfoundry_serving.endpoint.service import Service, read_conventions
 
 
 def v2_routes(service: Service) -> APIRouter:
-    """Health, metadata and inference."""
+    """Every path of the protocol, with and without a version."""
     router = APIRouter(prefix="/v2")
+    models = service.models
+
+    # First, because every request is matched against the paths in this order.
+    infer_description: dict[str, Any] = {
+        "openapi_extra": described(V2_BODY, V2_EXAMPLES),
+        "responses": OF_CELLS,
+        "tags": [EMBEDS],
+    }
+
+    @router.post("/models/{model}/infer", **infer_description)
+    @router.post("/models/{model}/versions/{version}/infer", **infer_description)
+    async def infer(request: Request, model: str, version: str | None = None) -> Response:
+        models.find(model, version)  # before the body arrives
+        header_length = request.headers.get(v2.HEADER_LENGTH)
+        body = await read_cells_body(request, service, is_json=header_length is None)
+        decode = partial(v2.decode, body, header_length, v2_facts.OUTPUT, service.limits.json_bytes)
+        asked = await aside(len(body), decode)
+        with models.find(model, version).in_use() as served:
+            read = partial(cells_from_tensors, asked.tensors, len(served.index), service.limits.cells)
+            cells = await aside(len(body), read)
+            embedding = await embed_for(request, service, served, cells, read_conventions(asked.parameters))
+        encode = partial(v2.encode, served.name, served.version, asked, v2_facts.OUTPUT, embedding)
+        answer, headers = await aside(embedding.nbytes, encode)
+        return Response(answer, headers=headers)
 
     @router.get("")
     async def server() -> dict[str, Any]:
-        return {
-            "name": "cellfoundry",
-            "version": version("cellfoundry"),
-            "extensions": ["binary_tensor_data"],
-        }
+        return v2_facts.server_metadata()
 
     @router.get("/health/live")
-    @router.get("/health/ready")
-    async def healthy() -> Response:
+    async def live() -> Response:
         return Response()
 
-    @router.post("/repository/index")
-    async def models() -> list[dict[str, str]]:
-        return [{"name": MODEL_NAME, "version": "1", "state": "READY", "reason": ""}]
+    @router.get("/health/ready", responses=errors(503))
+    async def ready() -> Response:
+        if service.draining:
+            raise RequestError("The server is about to stop; ask another one.", 503)
+        if not models.all():
+            raise RequestError("No model is loaded; load one, or ask another server.", 503)
+        return Response()
+
+    @router.get("/models/stats")
+    async def all_statistics() -> dict[str, Any]:
+        return v2_facts.statistics(models)
 
     @router.get("/models/{model}")
-    @router.get("/models/{model}/versions/1")
-    async def metadata(model: str) -> dict[str, Any]:
-        check_model(model)
-        return model_metadata(service.engine)
+    @router.get("/models/{model}/versions/{version}")
+    async def metadata(model: str, version: str | None = None) -> dict[str, Any]:
+        return v2_facts.model_metadata(models.find(model, version), models.versions(model))
+
+    @router.get("/models/{model}/config")
+    @router.get("/models/{model}/versions/{version}/config")
+    async def config(model: str, version: str | None = None) -> dict[str, Any]:
+        return v2_facts.model_config(models.find(model, version))
 
     @router.get("/models/{model}/ready")
-    @router.get("/models/{model}/versions/1/ready")
-    async def model_ready(model: str) -> Response:
-        check_model(model)
+    @router.get("/models/{model}/versions/{version}/ready")
+    async def model_ready(model: str, version: str | None = None) -> Response:
+        models.find(model, version)
         return Response()
 
-    @router.post("/models/{model}/infer", openapi_extra=described(V2_BODY, V2_EXAMPLES))
-    @router.post("/models/{model}/versions/1/infer", openapi_extra=described(V2_BODY, V2_EXAMPLES))
-    async def infer(model: str, request: Request) -> Response:
-        check_model(model)
-        body = await read_body(request, service.limits)
-        asked = v2.decode(body, request.headers.get(v2.HEADER_LENGTH), OUTPUT)
-        cells = cells_from_tensors(asked.tensors, len(service.index), service.limits.cells)
-        embedding = await service.embed(request, cells, read_conventions(asked.parameters))
-        answer, headers = v2.encode(MODEL_NAME, asked, OUTPUT, embedding)
-        return Response(answer, headers=headers)
+    @router.get("/models/{model}/stats")
+    @router.get("/models/{model}/versions/{version}/stats")
+    async def statistics(model: str, version: str | None = None) -> dict[str, Any]:
+        return v2_facts.statistics(models, model, version)
 
     return router
-
-
-def model_metadata(engine: Engine) -> dict[str, Any]:
-    """Inputs, outputs and origin in the form that V2 asks for."""
-    inputs = (("indptr", "INT64"), ("gene_ids", "INT32"), ("counts", "FP32"))
-    return {
-        "name": MODEL_NAME,
-        "versions": ["1"],
-        "platform": engine.name,
-        "inputs": [{"name": name, "datatype": datatype, "shape": [-1]} for name, datatype in inputs],
-        "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, -1]}],
-        "parameters": {
-            "model_sha256": engine.info["weights_sha256"],
-            "vocabulary_sha256": engine.info["vocabulary_sha256"],
-        },
-    }
-
-
-def check_model(model: str) -> None:
-    """404 for any model but the one served."""
-    if model != MODEL_NAME:
-        raise RequestError(f"There is no such model here; the model's name is {MODEL_NAME!r}.", 404)

@@ -11,10 +11,9 @@ import scipy.sparse as sp
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_model.tokens import InputType, PreNormalized
-from cellfoundry_serving.endpoint.batcher import Conventions
 from cellfoundry_serving.endpoint.cells import check_cells
-from cellfoundry_serving.endpoint.errors import RequestError
-from cellfoundry_serving.endpoint.service import MAX_NAME
+from cellfoundry_serving.endpoint.errors import MAX_NAME, RequestError
+from cellfoundry_serving.endpoint.pieces import Conventions
 from cellfoundry_serving.endpoint.v2 import json_tensor
 from cellfoundry_serving.engines.base import POOLS
 

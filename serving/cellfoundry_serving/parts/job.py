@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from cellfoundry_data.joined_cells import Cells
-from cellfoundry_serving.atomic import remove
+from cellfoundry_data.store.replace import remove
 from cellfoundry_serving.encode import Progress
 from cellfoundry_serving.outputs.base import OutputSpec
 from cellfoundry_serving.outputs.dispatch import (

@@ -20,8 +20,8 @@ from typing import Any
 
 from cellfoundry_data.errors import DataError
 from cellfoundry_data.ingest.work_folder import write_json
-from cellfoundry_data.store.replace import clear, locked_folder, sync
-from cellfoundry_serving.atomic import put_in_place, remove
+from cellfoundry_data.store.replace import clear, locked_folder, remove, sync
+from cellfoundry_serving.atomic import put_in_place
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.outputs.dispatch import ANY_ORDER
 

@@ -1,0 +1,147 @@
+"""gRPC beside HTTP: its port, and stopping with calls in hand."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from grpc_client import MODEL, copies, inputs, service
+from odd_engines import BrokenEngine, GatedEngine, until
+from scraped import scraped
+from served import served
+from tritonclient.utils import InferenceServerException
+
+from cellfoundry_data.batch import CellBatch
+from cellfoundry_serving.endpoint.batcher import WARM_UPS
+from cellfoundry_serving.endpoint.server import make_server, running_with_grpc, serve
+from cellfoundry_serving.endpoint.v2_grpc.server import GrpcServer
+from cellfoundry_serving.engines.base import Engine
+from cellfoundry_serving.errors import ServingError
+
+
+def is_refused(address: str) -> bool:
+    """Whether a new client is turned away."""
+    with triton.InferenceServerClient(address) as client:
+        try:
+            client.is_server_ready(client_timeout=5)
+        except InferenceServerException as error:
+            return error.status() == "StatusCode.UNAVAILABLE"
+    return False
+
+
+def test_a_port_in_use_is_said_before_a_model_is_loaded(model_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServingError, match=f"Port {port} on 127.0.0.1 is not free .* with --grpc-port"):
+            serve([str(model_dir / "missing")], port=0, grpc_port=port)
+
+
+def test_two_servers_never_share_a_port() -> None:
+    with running_with_grpc(service(GatedEngine())) as (_, address):
+        host, port = address.split(":")
+        other = service(GatedEngine())
+        server = make_server(other, None, False, GrpcServer(other, None, False, host, int(port)))
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            pytest.raises(ServingError, match=f"Port {port} on 127.0.0.1 is not free"),
+        ):
+            server.run(sockets=[listener])
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_others_can_ask_only_with_keys(model_dir: Path, host: str) -> None:
+    with pytest.raises(ServingError, match="not loopback"):
+        serve([str(model_dir)], host=host, port=0, grpc_port=0)
+
+
+def test_a_model_that_cannot_compute_is_never_ready() -> None:
+    broken = BrokenEngine(RuntimeError("no memory"))
+    broken.warm_ups = WARM_UPS
+    with (
+        pytest.raises(ServingError, match="the model failed on its first cells"),
+        running_with_grpc(service(broken)),
+    ):
+        pass
+
+
+def test_stopping_answers_what_was_accepted_and_refuses_what_comes_later() -> None:
+    engine = GatedEngine()
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    with ExitStack() as server, ThreadPoolExecutor(3) as pool:
+        url, address = server.enter_context(running_with_grpc(service(engine)))
+        client, streaming = triton.InferenceServerClient(address), triton.InferenceServerClient(address)
+        idle = triton.InferenceServerClient(address)
+        running = pool.submit(client.infer, MODEL, inputs(copies(1)))
+        assert engine.entered.wait(20)
+        waiting = pool.submit(client.infer, MODEL, inputs(copies(2)))
+        ended: queue.Queue[Any] = queue.Queue()
+        idle.start_stream(lambda result, error: ended.put(error))
+        streaming.start_stream(lambda result, error: answers.put((result, error)))
+        streaming.async_stream_infer(MODEL, inputs(copies(3)))
+        until(lambda: scraped(url, "cellfoundry_queued_tokens") == 20)
+        stopping = pool.submit(server.close)
+        until(lambda: is_refused(address))
+        assert not stopping.done()
+        engine.gate.set()
+        assert len(running.result(20).as_numpy("embedding")) == 1
+        assert len(waiting.result(20).as_numpy("embedding")) == 2
+        result, _ = answers.get(timeout=20)
+        assert len(result.as_numpy("embedding")) == 3
+        for error in (answers.get(timeout=20)[1], ended.get(timeout=20)):
+            assert error.status() == "StatusCode.UNAVAILABLE"
+            assert "The server is stopping" in error.message()
+        stopping.result(20)
+        for each in (client, streaming, idle):
+            each.close()
+
+
+def test_stopping_under_load_loses_no_answer() -> None:
+    engine = GatedEngine()
+    engine.gate.set()
+    served = service(engine)
+    cells = inputs(copies(2))
+    answered: queue.Queue[int] = queue.Queue()
+
+    def ask_until_refused(address: str) -> str:
+        with triton.InferenceServerClient(address) as client:
+            while True:
+                try:
+                    answered.put(len(client.infer(MODEL, cells).as_numpy("embedding")))
+                except InferenceServerException as error:
+                    return error.status()
+
+    with ThreadPoolExecutor(8) as pool:
+        with running_with_grpc(served) as (_, address):
+            clients = [pool.submit(ask_until_refused, address) for _ in range(8)]
+            until(lambda: answered.qsize() > 100)
+        # CANCELLED is gRPC's own answer to a call that arrived in the last instant, of which we never knew.
+        assert {client.result(20) for client in clients} <= {"StatusCode.UNAVAILABLE", "StatusCode.CANCELLED"}
+    assert answered.qsize() == served.models.all()[0].metrics.success.count
+
+
+def test_sigterm_answers_what_was_accepted(
+    model_dir: Path, engine: Engine, cells: CellBatch, tmp_path: Path
+) -> None:
+    many = cells.select(np.tile(np.arange(len(cells)), 50))
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    with (
+        served(model_dir, tmp_path / "log") as command,
+        triton.InferenceServerClient(command.grpc) as client,
+    ):
+        client.async_infer(MODEL, inputs(many), lambda result, error: answers.put((result, error)))
+        # Sent later over the same connection, and answered: so the server has the first call in hand.
+        assert client.is_model_ready(MODEL)
+        command.process.send_signal(signal.SIGTERM)
+        result, error = answers.get(timeout=60)
+        assert error is None
+        assert command.process.wait(30) == 0
+    got = result.as_numpy("embedding")[-len(cells) :]
+    np.testing.assert_allclose(got, engine.encode(cells), atol=1e-4, rtol=0)
