@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 import anndata
@@ -29,6 +28,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from kill_rounds import kill_rounds
 
 from cellfoundry_data.vocabulary import Vocabulary
 from cellfoundry_model.architecture import CellModel
@@ -179,32 +179,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file of the result")
     arguments = parser.parse_args()
 
-    stages: Counter[str] = Counter()
-    formats: Counter[str] = Counter()
-    too_late = 0
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         soak = Soak(Path(folder), arguments.seed)
-        while stages.total() < arguments.kills:
-            suffix = SUFFIXES[(stages.total() + too_late) % len(SUFFIXES)]
-            stage = soak.kill_once(suffix)
-            if stage is None:
-                too_late += 1
-                continue
-            stages[stage] += 1
-            formats[suffix] += 1
-            print(
-                f"{stages.total()}/{arguments.kills} {suffix}: {stage}, the same output",
-                file=sys.stderr,
-                flush=True,
-            )
+        done = kill_rounds(arguments.kills, SUFFIXES, soak.kill_once, "output")
     result = {
         "soak": "embed killed with SIGKILL",
-        "kills": stages.total(),
-        "outputs_identical": stages.total(),
-        "killed_while": dict(stages),
-        "formats": dict(formats),
-        "through_before_the_kill": too_late,
+        "kills": done.stages.total(),
+        "outputs_identical": done.stages.total(),
+        "killed_while": dict(done.stages),
+        "formats": dict(done.modes),
+        "through_before_the_kill": done.too_late,
         "cells": CELLS,
         "parts": PARTS,
         "seed": arguments.seed,

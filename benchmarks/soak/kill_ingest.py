@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import scipy.sparse as sp
+from kill_rounds import kill_rounds
 
 from cellfoundry_data.ingest import ingest, plan
 from cellfoundry_data.ray_cluster import ray_cluster
@@ -190,32 +190,17 @@ def main() -> None:
     arguments = parser.parse_args()
 
     plan.PART_CELLS = PART_CELLS
-    stages: Counter[str] = Counter()
-    modes: Counter[str] = Counter()
-    too_late = 0
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, ray_cluster():
         soak = Soak(Path(folder), arguments.seed)
-        while stages.total() < arguments.kills:
-            mode = MODES[(stages.total() + too_late) % len(MODES)]
-            stage = soak.kill_once(mode)
-            if stage is None:
-                too_late += 1
-                continue
-            stages[stage] += 1
-            modes[mode] += 1
-            print(
-                f"{stages.total()}/{arguments.kills} {mode}: {stage}, the same store",
-                file=sys.stderr,
-                flush=True,
-            )
+        done = kill_rounds(arguments.kills, MODES, soak.kill_once, "store")
     result = {
         "soak": "ingest killed with SIGKILL, driver and workers",
-        "kills": stages.total(),
-        "stores_identical": stages.total(),
-        "killed_while": dict(stages),
-        "modes": dict(modes),
-        "through_before_the_kill": too_late,
+        "kills": done.stages.total(),
+        "stores_identical": done.stages.total(),
+        "killed_while": dict(done.stages),
+        "modes": dict(done.modes),
+        "through_before_the_kill": done.too_late,
         "cells": CELLS,
         "parts": CELLS // PART_CELLS,
         "shards": CELLS // SHARD_CELLS,

@@ -20,10 +20,9 @@ from cellfoundry_bench.measure import Comparison
 from cellfoundry_bench.ragged import GENES_PER_CELL, real_lengths, synthetic_counts
 from cellfoundry_bench.real_cells import real_cells, shallow_cells
 from cellfoundry_bench.results import Row
-from cellfoundry_bench.suites import embed, serve
+from cellfoundry_bench.suites import embed
 from cellfoundry_kernels import favor_attention, mask_cells
 from cellfoundry_model.presets import PRESETS
-from cellfoundry_serving.endpoint.server import running
 
 
 def test_lengths_follow_the_real_distribution() -> None:
@@ -233,7 +232,7 @@ def test_embedding_agrees_with_the_loop_it_is_timed_against(tmp_path: Path) -> N
     whole = embed.whole_cell_rows(tiny, real_cells(3), rounds=1)
     roads = embed.road_rows(tiny, real_cells(3), tmp_path)
     errors = [row for row in [*cells, *genes, *whole, *roads] if row.unit == "relative"]
-    assert len(errors) == 7
+    assert len(errors) == 10
     assert all(row.met is True for row in errors)
     if not torch.cuda.is_available():
         assert {row.met for row in embed.gpu_rows(tiny)} == {"not measured"}
@@ -251,26 +250,3 @@ def test_shallow_cells_are_thinned_to_the_asked_genes() -> None:
             0 < count <= counts[gene]
             for gene, count in zip(shallow.gene_ids[kept], shallow.counts[kept], strict=True)
         )
-
-
-def test_load_generator_measures_the_live_endpoint() -> None:
-    """From a process of its own: every request answered, none refused, and the rows it becomes."""
-    rows, curve = serve.overhead_rows(requests=16)
-    assert all(row.value is not None and row.value > 0 for row in rows)
-    assert [len(line) for line in curve.lines.values()] == [4, 4]
-    p50, p99 = (dict(curve.lines[name]) for name in ("p50", "p99"))
-    assert all(p50[clients] <= p99[clients] for clients in p50)
-
-
-def test_model_behind_the_endpoint_against_its_engine() -> None:
-    row = serve.model_row(real_cells(8), rounds=1)
-    assert row.ratio is not None
-    assert row.ratio > 0
-
-
-def test_refused_requests_make_no_number() -> None:
-    with (
-        running(serve.NoEngine(n_genes=4)) as url,
-        pytest.raises(RuntimeError, match="refused 2 requests of the benchmark"),
-    ):
-        serve._load(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n", url, 2, 1)

@@ -57,7 +57,7 @@ Runs = dict[float | None, list[Learnt]]
 def run() -> SuiteResult:
     """Count, time and train, on the GPU where there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with _store() as store:
+    with chosen_store() as store:
         work = work_by_rate(store)
         learnt = learn(store, load_config("tiny", LEARNER), device)
         # A step takes a minute on one core of a CPU, next to which warming up is nothing.
@@ -219,7 +219,7 @@ def _trade_off(work: dict[float | None, float], runs: Runs) -> Curve:
 
 
 @contextmanager
-def _store() -> Iterator[Store]:
+def chosen_store() -> Iterator[Store]:
     """The store that the environment names, or one of the bundled donor."""
     named = os.environ.get(STORE_VARIABLE)
     if named is not None:

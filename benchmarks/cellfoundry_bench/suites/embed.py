@@ -19,15 +19,14 @@ from cellfoundry_bench.measure import Comparison, compare, seconds
 from cellfoundry_bench.one_cell_loop import OneCellLoop
 from cellfoundry_bench.real_cells import real_cells, shallow_cells
 from cellfoundry_bench.results import Row, SuiteResult
+from cellfoundry_bench.serving.roads import endpoint_answers
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.vocabulary import Vocabulary
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.checkpoint import save_model
 from cellfoundry_model.flops import encoder_flops
 from cellfoundry_model.presets import PRESETS
-from cellfoundry_serving.client import Client
 from cellfoundry_serving.embed import embed
-from cellfoundry_serving.endpoint.server import running
 from cellfoundry_serving.engines import open_engine
 from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.export import export_model
@@ -163,13 +162,11 @@ def road_rows(model_dir: Path, batch: CellBatch, folder: Path) -> list[Row]:
     source = folder / "cells.npz"
     save_cells(batch, len(engine.vocab_genes), source)
     embed(source, model_dir, folder / "cells.npy")
-    with running(engine) as url, Client(url) as client:
-        answered = client.embed(batch)
     roads = {
         "torch, all in one batch": engine.encode(batch),
         "ONNX Runtime, all in one batch": open_engine(folder / "roads", "onnx", provider="cpu").encode(batch),
-        "the endpoint": answered,
         "embed, from a file": np.load(folder / "cells.npy"),
+        **{f"the endpoint, {wire}": answer for wire, answer in endpoint_answers(engine, batch).items()},
     }
     return [error_row(f"the same cell by {road}", result, alone) for road, result in roads.items()]
 
