@@ -14,17 +14,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cellfoundry import tl
+    from cellfoundry import tasks, tl
     from cellfoundry.finetuning import finetune
     from cellfoundry.model import Model, load
     from cellfoundry_data.ingest import ingest
     from cellfoundry_data.loader import ShardDataset
-    from cellfoundry_serving.client import Client
+    from cellfoundry_serving.client import AsyncClient, Client
     from cellfoundry_serving.embed import embed
     from cellfoundry_serving.predict import predict
 
 __version__ = "0.1.0"
 __all__ = [
+    "AsyncClient",
     "Client",
     "Model",
     "ShardDataset",
@@ -34,10 +35,12 @@ __all__ = [
     "ingest",
     "load",
     "predict",
+    "tasks",
     "tl",
 ]
 
 _HOME = {
+    "AsyncClient": "cellfoundry_serving.client",
     "Client": "cellfoundry_serving.client",
     "Model": "cellfoundry.model",
     "ShardDataset": "cellfoundry_data.loader",
@@ -50,8 +53,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "tl":
-        return importlib.import_module("cellfoundry.tl")
+    if name in ("tasks", "tl"):
+        return importlib.import_module(f"cellfoundry.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'cellfoundry' has no attribute {name!r}")

@@ -1,8 +1,7 @@
-"""How much cell type an embedding carries: a linear probe beside PCA of the same cells, and a UMAP."""
+"""How much cell type an embedding carries: a linear probe beside PCA of the same cells."""
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,17 +69,3 @@ def pca_of_counts(counts: sparse.csr_matrix, components: int = 50) -> npt.NDArra
     scaled.data = np.log1p(scaled.data)
     with threadpool_limits(1):  # thousands of small products, as in linear_probe
         return PCA(components, svd_solver="arpack", random_state=0).fit_transform(scaled).astype(np.float32)
-
-
-def umap_coordinates(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """UMAP of standardised features, float32, (cells, 2), seed 0."""
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ImportWarning
-        )  # umap says that its optional TensorFlow part is not there
-        from umap import UMAP
-
-    # One job, since a seeded UMAP is single-threaded and warns when asked for more.
-    return UMAP(n_components=2, random_state=0, n_jobs=1).fit_transform(
-        StandardScaler().fit_transform(features)
-    )

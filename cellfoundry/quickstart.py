@@ -166,7 +166,8 @@ def _serve(run: _Run, progress: Progress) -> dict[str, Any]:
 def _evaluate(run: _Run, progress: Progress) -> dict[str, Any]:
     import anndata
 
-    from cellfoundry.evaluation import common_types, linear_probe, pca_of_counts, umap_coordinates
+    from cellfoundry.evaluation import common_types, linear_probe, pca_of_counts
+    from cellfoundry_serving.umap_layout import umap_coordinates
 
     progress("evaluate", 0, 3)
     embedded = anndata.read_h5ad(run.embedded)

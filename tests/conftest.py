@@ -14,7 +14,7 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("default" if os.environ.get("CELLFOUNDRY_FUZZ") else "repeatable")
 
-# Both are read at import time of ray and torch: no token file in the home directory, no usage report.
+# All are read at import time of ray and torch: no token file in the home directory, no usage report.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 

@@ -51,6 +51,11 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :].replace(INK, "currentColor")
 
 
+def shortened(label: str, limit: int = 28) -> str:
+    """A label that fits beside a plot: its middle goes."""
+    return label if len(label) <= limit else f"{label[: limit // 2 - 1]}…{label[-limit // 2 :]}"
+
+
 def ratio_chart(rows: Sequence[dict[str, Any]]) -> str:
     """Bars of ``ratio`` on a log2 axis from 1 (as fast as the peer), and a dashed tick at each row's bar.
 

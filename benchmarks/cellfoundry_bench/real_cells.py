@@ -25,19 +25,15 @@ def real_cells(cells: int, seed: int = 0) -> CellBatch:
 
 def shallow_cells(cells: int, genes: int, seed: int = 0) -> CellBatch:
     """``real_cells`` as a shallower sequencing would have seen them: counts thinned to about ``genes`` genes each."""
-    deep, generator = real_cells(cells, seed), np.random.default_rng(seed)
-    kept = []
-    for cell in range(cells):
-        entries = slice(deep.indptr[cell], deep.indptr[cell + 1])
-        counts = deep.counts[entries].astype(np.int64)
-        thinned = generator.binomial(counts, share_for(counts, genes))
-        kept.append((deep.gene_ids[entries][thinned > 0], thinned[thinned > 0].astype(np.float32)))
-    indptr = np.cumsum([0, *(len(gene_ids) for gene_ids, _ in kept)])
-    gene_ids, thin_counts = (np.concatenate(parts) for parts in zip(*kept, strict=True))
-    return CellBatch(indptr.astype(np.int64), gene_ids, thin_counts, np.arange(cells))
+    from cellfoundry_serving.export.real_cells import thin
+
+    deep = real_cells(cells, seed)
+    counts_of = np.split(deep.counts, deep.indptr[1:-1])
+    shares = [share_for(counts, genes) for counts in counts_of]
+    return thin(deep, np.repeat(shares, np.diff(deep.indptr)), seed)
 
 
-def share_for(counts: npt.NDArray[np.int64], genes: int) -> float:
+def share_for(counts: npt.NDArray[np.float32], genes: int) -> float:
     """Share of a cell's molecules of which ``genes`` genes are expected to have one, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(30):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 import warnings
@@ -32,6 +33,11 @@ def duration(seconds: float) -> str:
     """``73`` -> ``1:13``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"
+
+
+def command_line() -> str:
+    """The command as it was typed, for reports."""
+    return shlex.join(["cellfoundry", *sys.argv[1:]])
 
 
 class ProgressDisplay:
@@ -147,6 +153,7 @@ LAYER_ERRORS = {
     "cellfoundry_data.errors": "DataError",
     "cellfoundry_model.errors": "ModelError",
     "cellfoundry_training.errors": "TrainingError",
+    "cellfoundry_tasks.errors": "TaskError",
     "cellfoundry_serving.errors": "ServingError",
     "cellfoundry_bench.errors": "BenchError",
     "cellfoundry.cluster.errors": "ClusterError",

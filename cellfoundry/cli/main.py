@@ -9,7 +9,7 @@ from types import FrameType
 
 import typer
 
-from cellfoundry.cli import bench, data, embed, jobs, model, predict, quickstart, serve, submit, train
+from cellfoundry.cli import bench, data, embed, jobs, model, predict, quickstart, serve, submit, task, train
 from cellfoundry.cli.console import print_warnings_as_lines, user_message
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("predict")(predict.predict)
 app.command("serve")(serve.serve)
 app.command("submit", context_settings={"allow_interspersed_args": False})(submit.submit)
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(task.app, name="task")
 app.add_typer(bench.app, name="bench")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from cellfoundry.report.finetune_figures import confusion_matrix, predicted_against_true, validation_curve
+from cellfoundry.report.finetune_figures import predicted_against_true, validation_curve
 from cellfoundry.report.template import render
+from cellfoundry_bench.confusion_figure import confusion_matrix
 from cellfoundry_training.finetune.result import Finetuned
 from cellfoundry_training.finetune.scores import ClassificationScores
 

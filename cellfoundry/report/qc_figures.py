@@ -11,7 +11,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cellfoundry_bench.figures import ACCENT, FOURTH, INK, SECOND, STYLE, THIRD, new_axes, svg
+from cellfoundry_bench.figures import ACCENT, FOURTH, INK, SECOND, STYLE, THIRD, new_axes, shortened, svg
 from cellfoundry_data.qc import EDGES, QcHistograms
 
 LINE_COLORS = (ACCENT, SECOND, THIRD, FOURTH, "#d6537a", "#3aa7b5", "#9a8c2e")
@@ -119,11 +119,6 @@ def median(name: str, cells: npt.NDArray[np.int64]) -> float | None:
     if np.isinf(high):
         return float(low)
     return float((low + high) / 2 if name == "mito_share" or low == 0 else np.sqrt(low * high))
-
-
-def shortened(label: str, limit: int = 28) -> str:
-    """A label that fits beside a plot: its middle goes."""
-    return label if len(label) <= limit else f"{label[: limit // 2 - 1]}…{label[-limit // 2 :]}"
 
 
 def _violin(axes: Axes, place: int, name: str, counts: npt.NDArray[np.int64]) -> None:

@@ -56,6 +56,7 @@ def test_a_run_leaves_metrics_and_a_model(undisturbed: PretrainResult) -> None:
     loaded = load_model(undisturbed.model_dir)
     assert len(loaded.vocab_genes) == loaded.config.n_genes == STORE_GENES
     assert loaded.info["heldout_loss"] == undisturbed.heldout_loss
+    assert loaded.info["training_cells"] == 200 - evaluations[0]["heldout_cells"]
     assert loaded.info["config_hash"] == run_config().hash()
     assert load_config(undisturbed.history.with_name("config.yaml")) == run_config()
 

@@ -1,1 +1,1 @@
-"""Downstream tasks built on embeddings and fine-tuning. Empty until the first task lands."""
+"""Downstream tasks on AnnData: read-depth enhancement, cell annotation, mapping; each beside its baselines."""

@@ -112,6 +112,9 @@ class PretrainConfig(BaseModel):
     context_rate: float = Field(0.05, gt=0.0, le=1.0)
     """Share of those zeros that sampled takes."""
 
+    gene_start: Literal["random", "components"] = "random"
+    """First vectors of the genes: random, or principal components of training cells, which learns faster."""
+
     seed: int = Field(0, ge=0, lt=2**32)
     """Key of weights, cell order and masks: same seed, same run."""
     validation_share: float = Field(0.05, gt=0.0, lt=1.0)

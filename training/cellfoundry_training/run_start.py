@@ -58,11 +58,13 @@ class RunStart:
             elif self._found is None and history.newest(files.metrics).step is not None:
                 warn(f"no checkpoint under {files.checkpoints}: the run starts again from step 0")
 
-    def fill(self, model: CellModel) -> None:
-        """Give ``model`` the weights of the checkpoint, before an engine is made of it."""
-        if self._found is not None:
-            with Tensors(self._found) as tensors:
-                load_weights(model, tensors.get)
+    def fill(self, model: CellModel) -> bool:
+        """Give ``model`` the weights of the checkpoint, if there is one, before an engine is made of it."""
+        if self._found is None:
+            return False
+        with Tensors(self._found) as tensors:
+            load_weights(model, tensors.get)
+        return True
 
     def restore(self, engine: Any) -> RunState:
         """Give the engine the optimizer's state and the process its random numbers; how far the run has come."""

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from cellfoundry_data.batch import CellBatch
-from cellfoundry_data.store import open_store
+from cellfoundry_data.store import Store, open_store
 from cellfoundry_kernels import MaskedCells
 from cellfoundry_model.architecture import CellModel
 from cellfoundry_model.checkpoint import LoadedModel, save_model
@@ -32,6 +32,7 @@ from cellfoundry_training.engine_state import optimizer_step, own_part
 from cellfoundry_training.evaluation import Heldout, evaluate, sum_over_ranks, turns
 from cellfoundry_training.files import RunFiles
 from cellfoundry_training.gene_means import gene_sums
+from cellfoundry_training.gene_start import gene_components
 from cellfoundry_training.hang_watch import HangWatch
 from cellfoundry_training.logs import RunLog
 from cellfoundry_training.objective import EVALUATION_STEP, Masking, mask_batch
@@ -89,7 +90,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         architecture = config.architecture(len(self.genes))
         model = CellModel(architecture)
-        self.start.fill(model)
+        if not self.start.fill(model) and config.gene_start == "components":
+            self._start_from_components(model, store)
         self.engine = start_engine(prepare_model(model, config, self.device), self.on_ranks, self.device)
         self.state = self.start.restore(self.engine)
         self.clock = StepClock(self.device)
@@ -108,6 +110,18 @@ class Trainer:
             self.train_cells.load_state_dict(self.state.loader)
         own_sums = gene_sums(mean_cells(store, config, self.rank, self.ranks), config, len(self.genes))
         self.gene_sums = sum_over_ranks(own_sums, self.device)
+
+    def _start_from_components(self, model: CellModel, store: Store) -> None:
+        """Give the genes their first vectors, the same on all ranks. Collective."""
+        n_genes, width = len(self.genes), model.config.encoder_width
+        table_GD = torch.empty(n_genes, width, device=self.device)
+        if self.rank == 0:
+            batches = mean_cells(store, self.config)
+            start_GD = gene_components(batches, n_genes, width, seed=self.config.seed)
+            table_GD.copy_(torch.from_numpy(start_GD))
+        dist.broadcast(table_GD, src=0)
+        with torch.no_grad():
+            model.position_embedding.weight[:n_genes] = table_GD.cpu()
 
     def run(self) -> bool:
         """Train until the budget is used, evaluate, save and leave the model directory; or, told to stop, just save.
@@ -270,10 +284,12 @@ class Trainer:
             info = {
                 "steps": state.step,
                 "cells_seen": state.cells,
+                "training_cells": self.train_cells.n_cells,
                 "heldout_loss": heldout.loss,
                 "gene_mean_loss": heldout.gene_mean_loss,
                 "plain_gene_mean_loss": heldout.plain_gene_mean_loss,
                 "config_hash": self.config.hash(),
+                "gene_start": self.config.gene_start,
             }
             try:
                 save_model(model, self.genes, self.files.model, info)

@@ -1,4 +1,4 @@
-"""The loop: epochs of AdamW over the training cells until the validation loss stops falling.
+"""The loop: epochs of AdamW over the training cells, until the validation loss stops falling or for so many.
 
 Legend: E labelled cells with counts, K classes.
 """
@@ -120,11 +120,7 @@ class Fitting:
             started = time.monotonic()
             train_loss = self._epoch(number, split.train, progress)
             validation_loss = self._loss(split.validation)
-            if not math.isfinite(train_loss) or not math.isfinite(validation_loss):
-                raise TrainingError(
-                    f"fine-tuning: the loss is not a finite number in epoch {number}; set lower learning rates "
-                    f"than {config.learning_rate:g} and {config.encoder_learning_rate:g} (encoder)"
-                )
+            self._check_finite(number, train_loss, validation_loss)
             epochs.append(Epoch(number, train_loss, validation_loss, time.monotonic() - started))
             if watch:
                 watch(epochs[-1])
@@ -137,6 +133,22 @@ class Fitting:
             for parameter, value in zip(self._learning, kept, strict=True):
                 parameter.copy_(value)
         return epochs
+
+    def run_all(self, train: Positions, progress: Progress | None) -> None:
+        """Fit for all of ``max_epochs``, and leave the last weights.
+
+        Raises:
+            TrainingError: a loss that is no finite number.
+        """
+        for number in range(1, self._config.max_epochs + 1):
+            self._check_finite(number, self._epoch(number, train, progress))
+
+    def _check_finite(self, number: int, *losses: float) -> None:
+        if not all(math.isfinite(loss) for loss in losses):
+            raise TrainingError(
+                f"fine-tuning: the loss is not a finite number in epoch {number}; set lower learning rates than "
+                f"{self._config.learning_rate:g} and {self._config.encoder_learning_rate:g} (encoder)"
+            )
 
     def _epoch(self, number: int, train: Positions, progress: Progress | None) -> float:
         order = np.random.default_rng([self._config.seed, number]).permutation(train)

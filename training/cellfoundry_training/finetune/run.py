@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from anndata import AnnData
-from torch import nn
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_data.joined_cells import Cells
@@ -31,7 +30,7 @@ from cellfoundry_model.token_batch import TokenizedCells
 from cellfoundry_model.tokens import tokenize
 from cellfoundry_training.errors import TrainingError
 from cellfoundry_training.finetune.config import FinetuneConfig
-from cellfoundry_training.finetune.fitting import Epoch, Fitting, Objective, outputs
+from cellfoundry_training.finetune.fitting import Epoch, outputs
 from cellfoundry_training.finetune.inputs import (
     Inputs,
     Progress,
@@ -41,6 +40,7 @@ from cellfoundry_training.finetune.inputs import (
     read_cells,
 )
 from cellfoundry_training.finetune.labels import Labels, read_labels, without_rare_classes
+from cellfoundry_training.finetune.learn import Learned, learn
 from cellfoundry_training.finetune.result import CellNumbers, Finetuned
 from cellfoundry_training.finetune.scores import (
     ClassificationScores,
@@ -49,11 +49,9 @@ from cellfoundry_training.finetune.scores import (
     regression_scores,
 )
 from cellfoundry_training.finetune.split import Split, check_training_numbers, strata, stratified_split
-from cellfoundry_training.finetune.tuned import check_tune, merged, tuned
+from cellfoundry_training.finetune.tuned import check_tune
 
 RECORD_FILE, REPORT_FILE = "finetune.json", "report.html"
-SCALE_CELLS = 512
-"""Training cells whose vectors set the head's scales where the encoder learns too."""
 
 
 def finetune(
@@ -114,22 +112,13 @@ def finetune(
     if labels.task == "regression":
         check_training_numbers(value_E[split.train], labels.column, source)
 
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(config.seed)  # of the head's and the adapters' first weights
-        # Where the encoder stands still its vectors are the inputs.
-        learning = nn.Identity() if config.tune == "head" else tuned(loaded.model, config)
-        head = _head(loaded, labels, config).to(device)
-    _set_scales(head, learning, inputs, split, value_E, config)
-    objective = Objective(
-        head, torch.from_numpy(value_E).to(device), split.train, balanced=config.class_weights == "balanced"
+    learned = learn(
+        loaded, _head_config(loaded, labels, config), inputs, value_E, split, config, device, progress, watch
     )
-    fitting = Fitting(learning, head, inputs, objective, config)
-    epochs = fitting.run(split, progress, watch)
-    true, predicted, scores = _judged(merged(learning, config), head, inputs, split, value_E, config)
+    true, predicted, scores = _judged(learned, inputs, split, value_E, config)
     result = Finetuned(
         config,
-        head.config,
+        learned.head.config,
         source,
         str(loaded.info["weights_sha256"]),
         CellNumbers(
@@ -140,15 +129,15 @@ def finetune(
             without_counts,
             rare | rarer,
         ),
-        fitting.parameters,
-        epochs,
+        learned.parameters,
+        learned.epochs,
         scores,
         true,
         predicted,
         {"read": read - started, "train": time.monotonic() - read},
         str(device),
     )
-    _save(loaded, head, result, out, report)
+    _save(loaded, learned.head, result, out, report)
     return result
 
 
@@ -202,36 +191,15 @@ def _inputs(
     return TokenInputs(TokenizedCells(tokens), config.max_tokens, device), row_E
 
 
-def _head(loaded: LoadedModel, labels: Labels, config: FinetuneConfig) -> Head:
+def _head_config(loaded: LoadedModel, labels: Labels, config: FinetuneConfig) -> HeadConfig:
     width = loaded.config.encoder_width * (4 if config.pool == "all" else 1)
-    return Head(
-        HeadConfig(
-            labels.task, labels.column, labels.classes, config.pool, config.target, width, config.hidden
-        )
+    return HeadConfig(
+        labels.task, labels.column, labels.classes, config.pool, config.target, width, config.hidden
     )
 
 
-@torch.no_grad()
-def _set_scales(
-    head: Head,
-    encoder: nn.Module,
-    inputs: Inputs,
-    split: Split,
-    value_E: npt.NDArray[Any],
-    config: FinetuneConfig,
-) -> None:
-    """Scales of the head: of vectors from training cells as the encoder sees them now, of labels from all of these."""
-    chosen = np.random.default_rng([config.seed, 0]).permutation(split.train)
-    if config.tune != "head":
-        chosen = chosen[:SCALE_CELLS]
-    vectors = [encoder(given) for _, given in inputs.parts(np.sort(chosen))]
-    label = torch.from_numpy(value_E[split.train]) if head.config.task == "regression" else None
-    head.set_scales(torch.cat(vectors), label, per_channel=config.tune == "head")
-
-
 def _judged(
-    encoder: nn.Module,
-    head: Head,
+    learned: Learned,
     inputs: Inputs,
     split: Split,
     value_E: npt.NDArray[Any],
@@ -239,7 +207,8 @@ def _judged(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], ClassificationScores | RegressionScores]:
     """Labels of the test cells, what the model says of them, and how right that is."""
     true = value_E[split.test]
-    found = outputs(encoder, head, inputs, split.test, config.precision)
+    head = learned.head
+    found = outputs(learned.encoder, head, inputs, split.test, config.precision)
     if head.config.task == "regression":
         return true, found.numpy(), regression_scores(true, found.numpy())
     probability = found.double().softmax(1).numpy()

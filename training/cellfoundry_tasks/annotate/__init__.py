@@ -1,0 +1,1 @@
+"""Cell annotation: how few labelled cells a model needs, beside its baselines, and labels for new cells."""

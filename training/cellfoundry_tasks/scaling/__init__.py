@@ -1,0 +1,1 @@
+"""What more cells to learn from bring."""
