@@ -14,9 +14,10 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("default" if os.environ.get("CELLFOUNDRY_FUZZ") else "repeatable")
 
-# All are read at import time of ray and torch: no token file in the home directory, no usage report.
+# As the product sets them before it starts Ray: no token file in the home directory, no usage report, Python's print.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")
 
 # A shell without job control starts what it puts into the background with Ctrl-C ignored, and so would the programs be
 # that tests press Ctrl-C on.

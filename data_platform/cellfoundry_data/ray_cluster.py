@@ -30,6 +30,8 @@ def ray_cluster(min_cpus: int = 1, cpus: int | None = None) -> Iterator[None]:
     # Ray would otherwise write a token into the home directory; a local cluster listens on loopback only.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray would otherwise replace Python's print once it shows a line, and numba cannot compile what prints with Ray's.
+    os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")
     import ray
 
     if ray.is_initialized():

@@ -31,6 +31,7 @@ from cellfoundry_tasks.baselines import pca
 from cellfoundry_tasks.cells import Source
 from cellfoundry_tasks.extra import library
 from cellfoundry_tasks.facts import model_facts
+from cellfoundry_tasks.numba_print import numba_print
 from cellfoundry_tasks.representation import Progress, no_expression, open_model, random_twin
 
 Classes = npt.NDArray[np.int64]
@@ -66,6 +67,7 @@ class Way:
     classes: Callable[[FewShot, int], Classes]
 
 
+@numba_print()
 def evaluate(
     data: Source,
     model: str | Path | LoadedModel,

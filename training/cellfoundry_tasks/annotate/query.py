@@ -22,6 +22,7 @@ from cellfoundry_tasks.annotate.novelty import Limits
 from cellfoundry_tasks.annotate.vectors import variable_genes, vectors_of
 from cellfoundry_tasks.cells import Source, read_counts
 from cellfoundry_tasks.facts import model_facts
+from cellfoundry_tasks.numba_print import numba_print
 from cellfoundry_tasks.representation import Progress, check_features, no_expression, open_model
 
 LABEL, LIKELIEST, CONFIDENCE, UNKNOWN = (
@@ -92,6 +93,7 @@ class QueryResult:
         )
 
 
+@numba_print()
 def annotate_query(
     query: Source,
     reference: Source,

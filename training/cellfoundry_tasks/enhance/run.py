@@ -23,6 +23,7 @@ from cellfoundry_tasks.enhance.rounds import Round, thinned_round
 from cellfoundry_tasks.enhance.smoothing import LOG_OF_MEAN, MEAN_OF_LOGS
 from cellfoundry_tasks.errors import TaskError
 from cellfoundry_tasks.facts import model_facts
+from cellfoundry_tasks.numba_print import numba_print
 from cellfoundry_tasks.representation import Progress
 
 JUDGED_DEPTH = 0.1
@@ -81,6 +82,7 @@ class Enhanced:
         )
 
 
+@numba_print()
 def enhance(
     data: Source,
     model: str | Path,

@@ -25,6 +25,7 @@ from cellfoundry_tasks.mapping.methods import COMPONENTS, FEATURES, PCA, Method,
 from cellfoundry_tasks.mapping.result import Layout, MapResult, MethodResult
 from cellfoundry_tasks.mapping.scores import Judged, scores_of_coordinates, scores_of_graph
 from cellfoundry_tasks.mapping.transfer import Floats, Graph, Place, carry, right_by_confidence, score
+from cellfoundry_tasks.numba_print import numba_print
 from cellfoundry_tasks.representation import (
     Progress,
     check_features,
@@ -35,6 +36,7 @@ from cellfoundry_tasks.representation import (
 )
 
 
+@numba_print()
 def map_cells(
     model: str | Path,
     config: MapConfig,
