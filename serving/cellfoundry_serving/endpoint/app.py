@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import FastAPI
-from fastapi.responses import PlainTextResponse
+from fastapi import FastAPI, Response
 
 from cellfoundry_serving.endpoint.answers import add_error_answers
 from cellfoundry_serving.endpoint.api_keys import ApiKeys
 from cellfoundry_serving.endpoint.body_budget import BodyGate
 from cellfoundry_serving.endpoint.gate import Gate
 from cellfoundry_serving.endpoint.h5ad import H5adReader
+from cellfoundry_serving.endpoint.openapi_answers import METRICS
 from cellfoundry_serving.endpoint.openapi_errors import ANYWHERE, OF_CELLS, describe_keys, errors
 from cellfoundry_serving.endpoint.results import Results, ResultStore
 from cellfoundry_serving.endpoint.routes_models import models_routes
@@ -77,8 +77,8 @@ def create_app(
     app.include_router(umap_routes(service, uploads, UmapMaker(turn)), responses=OF_CELLS | errors(415))
     app.include_router(page_routes())
 
-    @app.get("/metrics")
-    async def prometheus() -> PlainTextResponse:
-        return PlainTextResponse(service.metrics.text(), media_type=METRICS_TYPE)
+    @app.get("/metrics", response_class=Response, responses=METRICS)
+    async def prometheus() -> Response:
+        return Response(service.metrics.text(), media_type=METRICS_TYPE)
 
     return app

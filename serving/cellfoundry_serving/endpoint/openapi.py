@@ -126,9 +126,15 @@ V2_EXAMPLES: dict[str, Any] = {
 SCFOUNDATION_BODY: dict[str, Any] = {
     "type": "object",
     "required": ["inputs"],
-    "description": f"The public scFoundation API's: each option is an input of one text, {TABLE} the cells.",
+    # No example: its row would have as many numbers as the model has genes, and a cut one is refused.
+    "description": (
+        f"The public scFoundation API's. Each option is an input of one text, such as "
+        '{"name": "output_type", "datatype": "BYTES", "shape": [1], "data": ["cell"]}; '
+        f"{TABLE} is the cells, FP32 of shape [cells, genes], a row with a number for each gene of /v1/vocabulary in "
+        "its order."
+    ),
     "properties": {
-        "id": {"type": "string", "default": ""},
+        "id": {"default": "", "description": "Whatever it is comes back as text."},
         "inputs": {
             "type": "array",
             "items": {
@@ -143,18 +149,6 @@ SCFOUNDATION_BODY: dict[str, Any] = {
             },
         },
     },
-}
-
-SCFOUNDATION_EXAMPLES: dict[str, Any] = {
-    "one cell": {
-        "summary": "Of a model of three genes: a row has a number for each gene of /v1/vocabulary, in its order.",
-        "value": {
-            "inputs": [
-                {"name": "output_type", "datatype": "BYTES", "shape": [1], "data": ["cell"]},
-                {"name": TABLE, "datatype": "FP32", "shape": [1, 3], "data": [3, 0, 7]},
-            ]
-        },
-    }
 }
 
 INDEX_BODY: dict[str, Any] = {

@@ -19,6 +19,7 @@ from cellfoundry_serving.endpoint.h5ad import H5adReader
 from cellfoundry_serving.endpoint.incoming import embed_for, read_cells_body, while_connected
 from cellfoundry_serving.endpoint.models import ServedModel
 from cellfoundry_serving.endpoint.openapi import embed_description
+from cellfoundry_serving.endpoint.openapi_answers import EMBEDDED
 from cellfoundry_serving.endpoint.openapi_errors import OF_CELLS
 from cellfoundry_serving.endpoint.service import Service, read_conventions
 
@@ -35,7 +36,13 @@ def native_routes(service: Service, uploads: H5adReader) -> APIRouter:
         engine = service.models.find(model, version).engine
         return {"genes": list(engine.vocab_genes), "sha256": engine.info["vocabulary_sha256"]}
 
-    @router.post("/embed", openapi_extra=embed_description(), responses=OF_CELLS, tags=[EMBEDS])
+    @router.post(
+        "/embed",
+        openapi_extra=embed_description(),
+        response_class=Response,
+        responses=EMBEDDED | OF_CELLS,
+        tags=[EMBEDS],
+    )
     async def embed(request: Request) -> Response:
         """Embeddings (cells, width) of cells with named genes; a cell without counts gives nulls, in Arrow NaN."""
         body = await read_cells_body(request, service, is_json=is_json(request))

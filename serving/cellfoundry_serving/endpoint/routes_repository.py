@@ -25,7 +25,7 @@ def repository_routes(service: Service, allow_load: bool) -> APIRouter:
             raise RequestError("'ready' must be true or false.")
         return repository_index(service.models, ready)
 
-    @router.post("/models/{model}/load")
+    @router.post("/models/{model}/load", response_class=Response)
     async def load(model: str, request: Request) -> Response:
         """Opens versions that are new, and lets those go whose time is over, after the requests they have in hand."""
         check_loading(allow_load)
@@ -34,7 +34,7 @@ def repository_routes(service: Service, allow_load: bool) -> APIRouter:
         await service.models.load(model)
         return Response()
 
-    @router.post("/models/{model}/unload")
+    @router.post("/models/{model}/unload", response_class=Response)
     async def unload(model: str) -> Response:
         """Lets a model go, after the requests it has in hand."""
         check_loading(allow_load)

@@ -17,7 +17,8 @@ from cellfoundry_serving.endpoint.aside import aside
 from cellfoundry_serving.endpoint.errors import RequestError
 from cellfoundry_serving.endpoint.gate import EMBEDS, RESULTS_PATH
 from cellfoundry_serving.endpoint.incoming import embed_for, read_cells_body
-from cellfoundry_serving.endpoint.openapi import SCFOUNDATION_BODY, SCFOUNDATION_EXAMPLES, described
+from cellfoundry_serving.endpoint.openapi import SCFOUNDATION_BODY, described
+from cellfoundry_serving.endpoint.openapi_answers import KEPT_RESULT, RESULT
 from cellfoundry_serving.endpoint.openapi_errors import OF_CELLS
 from cellfoundry_serving.endpoint.results import MAX_BYTES, ResultStore
 from cellfoundry_serving.endpoint.scfoundation_request import read_request
@@ -30,9 +31,13 @@ def scfoundation_routes(service: Service, results: ResultStore, public_url: str 
     """One POST that answers with a URL, and the GET behind that URL, under ``public_url`` where that is given."""
     router = APIRouter()
 
-    description = described(SCFOUNDATION_BODY, SCFOUNDATION_EXAMPLES)
-
-    @router.post("/inference/xtrimogene", openapi_extra=description, responses=OF_CELLS, tags=[EMBEDS])
+    @router.post(
+        "/inference/xtrimogene",
+        openapi_extra=described(SCFOUNDATION_BODY, {}),
+        response_class=Response,
+        responses=KEPT_RESULT | OF_CELLS,
+        tags=[EMBEDS],
+    )
     async def infer(request: Request) -> Response:
         """Takes the public scFoundation API's request; the answer names a URL where the result is, as .npy."""
         body = await read_cells_body(request, service, is_json=True)
@@ -58,7 +63,7 @@ def scfoundation_routes(service: Service, results: ResultStore, public_url: str 
         # In ASCII: an id may hold half a surrogate pair, which UTF-8 cannot.
         return Response(json.dumps(answer), media_type="application/json")
 
-    @router.get(RESULTS_PATH + "{name}.npy")
+    @router.get(RESULTS_PATH + "{name}.npy", response_class=Response, responses=RESULT)
     async def result(name: str) -> Response:
         """A result in numpy's format, for as long as newer ones leave it room."""
         content = await results.get(name)

@@ -14,6 +14,7 @@ from cellfoundry_serving.endpoint.errors import RequestError
 from cellfoundry_serving.endpoint.gate import EMBEDS
 from cellfoundry_serving.endpoint.incoming import embed_for, read_cells_body
 from cellfoundry_serving.endpoint.openapi import V2_BODY, V2_EXAMPLES, described
+from cellfoundry_serving.endpoint.openapi_answers import INFERRED
 from cellfoundry_serving.endpoint.openapi_errors import OF_CELLS, errors
 from cellfoundry_serving.endpoint.service import Service, read_conventions
 
@@ -26,7 +27,8 @@ def v2_routes(service: Service) -> APIRouter:
     # First, because every request is matched against the paths in this order.
     infer_description: dict[str, Any] = {
         "openapi_extra": described(V2_BODY, V2_EXAMPLES),
-        "responses": OF_CELLS,
+        "responses": INFERRED | OF_CELLS,
+        "response_class": Response,
         "tags": [EMBEDS],
     }
 
@@ -50,11 +52,11 @@ def v2_routes(service: Service) -> APIRouter:
     async def server() -> dict[str, Any]:
         return v2_facts.server_metadata()
 
-    @router.get("/health/live")
+    @router.get("/health/live", response_class=Response)
     async def live() -> Response:
         return Response()
 
-    @router.get("/health/ready", responses=errors(503))
+    @router.get("/health/ready", response_class=Response, responses=errors(503))
     async def ready() -> Response:
         if service.draining:
             raise RequestError("The server is about to stop; ask another one.", 503)
@@ -76,8 +78,8 @@ def v2_routes(service: Service) -> APIRouter:
     async def config(model: str, version: str | None = None) -> dict[str, Any]:
         return v2_facts.model_config(models.find(model, version))
 
-    @router.get("/models/{model}/ready")
-    @router.get("/models/{model}/versions/{version}/ready")
+    @router.get("/models/{model}/ready", response_class=Response)
+    @router.get("/models/{model}/versions/{version}/ready", response_class=Response)
     async def model_ready(model: str, version: str | None = None) -> Response:
         models.find(model, version)
         return Response()

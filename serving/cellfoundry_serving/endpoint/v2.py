@@ -51,6 +51,9 @@ def decode(body: bytes, header_length: str | None, output: str, max_json: int | 
         raise RequestError(
             "The request needs a list 'inputs'; 'parameters' is an object and 'outputs' a list."
         )
+    identifier = document.get("id", "")
+    if not isinstance(identifier, str):
+        raise RequestError("The request's 'id' must be text.")
     rest = memoryview(body)[int(header_length) :] if header_length else memoryview(b"")
     tensors: dict[str, npt.NDArray[Any]] = {}
     for item in inputs:
@@ -65,7 +68,7 @@ def decode(body: bytes, header_length: str | None, output: str, max_json: int | 
         wanted = mapping(item, "parameters")
         check_output(item.get("name"), wanted, output)
         binary = binary or wanted.get("binary_data") is True
-    return InferRequest(str(document.get("id", "")), tensors, parameters, binary)
+    return InferRequest(identifier, tensors, parameters, binary)
 
 
 def check_output(name: Any, parameters: Mapping[str, Any], output: str) -> None:
