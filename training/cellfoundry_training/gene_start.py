@@ -13,7 +13,6 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from sklearn.decomposition import PCA
 
 from cellfoundry_data.batch import CellBatch
 from cellfoundry_model.value_embedding import EMBEDDING_STD
@@ -39,6 +38,9 @@ def gene_components(
 
     Raises TrainingError where there are fewer cells or genes than D - 1.
     """
+    # Here, because ranks that start from random vectors need not wait a second for it.
+    from sklearn.decomposition import PCA
+
     value_CG = _log_normalized(batches, n_genes)
     components = width - 2
     if components < 1 or min(value_CG.shape) <= components:
