@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellfoundry.task_outputs import check_obs_is_written, check_sources_are_kept, report_folder, write_mapped
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -46,7 +48,7 @@ def annotate(
     from cellfoundry_tasks.annotate.config import build_config
     from cellfoundry_tasks.annotate.evaluate import evaluate
 
-    folder = None if out is None else _folder(out)
+    folder = None if out is None else report_folder(out)
     result = evaluate(data, model, build_config(settings), layer=layer, progress=progress)
     if folder is not None:
         from cellfoundry_bench.tasks.annotate_report import annotation_page
@@ -90,15 +92,14 @@ def annotate_query(
     """
     from anndata import AnnData
 
-    from cellfoundry_serving.embed import check_source_is_kept
     from cellfoundry_serving.outputs.predictions import write_predictions
     from cellfoundry_tasks.annotate.config import build_config
     from cellfoundry_tasks.annotate.query import annotate_query as run_annotate_query
 
-    copy, folder = None, None if out is None else _folder(out)
+    copy, folder = None, None if out is None else report_folder(out)
     if folder is not None and not isinstance(query, AnnData):
         copy = folder / f"{Path(query).stem}.h5ad"
-        check_source_is_kept(query, copy, adds_to_it=False)
+        check_sources_are_kept((query, reference), copy)
     result = run_annotate_query(
         query, reference, model, build_config(settings), layer=layer, progress=progress
     )
@@ -154,7 +155,7 @@ def enhance(
     from cellfoundry_tasks.enhance.run import enhance as run
 
     config = enhance_config(settings)
-    folder = _folder(out)
+    folder = report_folder(out)
     result = run(data, model, config, embedding_model=embedding_model, layer=layer, progress=progress)
     write_result(folder, record(result), report(result, command))
     return result
@@ -198,18 +199,19 @@ def map_cells(
     Raises:
         DataError, ModelError, ServingError, TaskError: one sentence on what to mend; nothing is written then.
     """
+    from anndata import AnnData
+
     from cellfoundry_bench.tasks import mapping_report
     from cellfoundry_bench.tasks.page import write_result
-    from cellfoundry_serving.embed import check_source_is_kept
     from cellfoundry_tasks.mapping import map_cells as run
     from cellfoundry_tasks.mapping.config import build_config
 
     config = build_config({"label": label, "batch": batch, **settings})
-    folder = _folder(out)
+    folder = report_folder(out)
     copy = folder / ("cells.h5ad" if query is None else "query.h5ad")
-    for source in (data, reference, query):
-        if isinstance(source, str | Path) and Path(source).exists():  # what is missing is told of by the run
-            check_source_is_kept(source, copy, adds_to_it=False)
+    check_sources_are_kept((data, reference, query), copy)
+    if isinstance(query, AnnData):
+        check_obs_is_written(query)
     result = run(
         model,
         config,
@@ -220,10 +222,8 @@ def map_cells(
         device=device,
         progress=progress,
     )
-    page = mapping_report.report(result, command)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_mapped(copy, result, query, layer)
-    write_result(folder, mapping_report.record(result), page)
+    write_result(folder, mapping_report.record(result), mapping_report.report(result, command))
+    write_mapped(copy, result, query, layer)
     return result
 
 
@@ -246,7 +246,7 @@ def scaling(
     from cellfoundry_tasks.scaling.curves import record
     from cellfoundry_tasks.scaling.curves import scaling as run
 
-    folder = None if out is None else _folder(out)
+    folder = None if out is None else report_folder(out)
     for result in () if isinstance(results, str | Path) else results:
         if folder is not None and Path(result).resolve() == folder.resolve():
             raise TaskError(
@@ -259,42 +259,3 @@ def scaling(
 
         write_result(folder, record(curves), scaling_page(curves, command))
     return curves
-
-
-def _folder(out: str | Path) -> Path:
-    """The folder, not made yet; TaskError where a file has its name."""
-    from cellfoundry_tasks.errors import TaskError
-
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise TaskError(f"{folder}: is a file; give a folder to write the report to")
-    return folder
-
-
-def _write_mapped(
-    copy: Path, result: MapResult, query: AnnData | str | Path | None, layer: str | None
-) -> None:
-    """All cells of one file without their counts; or the query with what it takes: all that an AnnData or an .h5ad
-    holds, of other formats the counts that were read and obs."""
-    import anndata
-
-    from cellfoundry_serving.atomic import atomic_path
-    from cellfoundry_serving.outputs.h5ad import is_h5ad_file
-    from cellfoundry_tasks.cells import read_counts
-
-    if query is None:
-        written = result.cells
-    else:
-        if isinstance(query, anndata.AnnData):
-            written = query.copy()
-        elif is_h5ad_file(query):
-            written = anndata.read_h5ad(query)
-        else:
-            written = read_counts(query, layer=layer)
-        found = result.cells[result.cells.obs["batch"] == "query"]
-        for column in ("transferred_label", "transferred_confidence"):
-            written.obs[column] = found.obs[column].to_numpy()
-        for key in found.obsm:
-            written.obsm[key] = found.obsm[key]
-    with atomic_path(copy) as partial:
-        written.write_h5ad(partial)

@@ -66,6 +66,18 @@ def test_a_copy_of_the_query_has_labels_and_all_that_it_had(
     assert sorted(path.name for path in out.iterdir()) == ["new.h5ad", "report.html", "result.json"]
 
 
+def test_the_reference_is_never_overwritten(
+    reference: ad.AnnData, query: Path, small_model: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "new.h5ad"
+    reference.write_h5ad(own)
+    before = own.read_bytes()
+    with pytest.raises(ServingError, match="is the source itself and would be overwritten"):
+        cf.tasks.annotate_query(query, own, small_model, tmp_path, label=LABEL)
+    assert own.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [own]
+
+
 def test_the_report_says_what_the_labels_are_worth(result: QueryResult, out: Path) -> None:
     page = (out / "report.html").read_text()
     assert page.count("<svg") == 2

@@ -13,7 +13,7 @@ import pytest
 from scipy import sparse
 
 import cellfoundry as cf
-from cellfoundry.tasks import _write_mapped
+from cellfoundry.task_outputs import write_mapped
 from cellfoundry_model.checkpoint import load_model
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_tasks.errors import TaskError
@@ -123,7 +123,7 @@ def test_a_source_is_never_overwritten(
     assert list(tmp_path.iterdir()) == [own]
 
 
-@pytest.mark.parametrize("form", ["AnnData", "query.h5ad", "QUERY.H5AD", "query.csv"])
+@pytest.mark.parametrize("form", ["AnnData", "backed", "query.h5ad", "QUERY.H5AD", "query.csv"])
 def test_the_written_query_keeps_its_counts(tmp_path: Path, form: str) -> None:
     counts = pd.DataFrame([[3, 0, 1], [0, 2, 5]], index=["c1", "c2"], columns=["INS", "GCG", "SST"])
     asked = anndata.AnnData(sparse.csr_matrix(counts.to_numpy(dtype=np.float32)), counts[[]], counts.T[[]])
@@ -134,6 +134,8 @@ def test_the_written_query_keeps_its_counts(tmp_path: Path, form: str) -> None:
     elif form != "AnnData":
         query = tmp_path / form
         asked.write_h5ad(query)
+    if form == "backed":
+        query = anndata.read_h5ad(query, backed="r")
     obs = pd.DataFrame(
         {
             "batch": ["reference", "query", "query"],
@@ -146,13 +148,34 @@ def test_the_written_query_keeps_its_counts(tmp_path: Path, form: str) -> None:
     result = MapResult(
         MapConfig(label="kind"), cells, "", (), np.arange(3), (), (), (), 3, (), two_files=True
     )
-    _write_mapped(tmp_path / "written.h5ad", result, query, None)
+    write_mapped(tmp_path / "written.h5ad", result, query, None)
     written = anndata.read_h5ad(tmp_path / "written.h5ad")
     assert written.to_df().astype(int).equals(counts)
     assert written.obs["transferred_label"].tolist() == ["beta", "delta"]
     assert written.obs["transferred_confidence"].tolist() == [1.0, 0.5]
     assert written.obsm["X_cellfoundry"].tolist() == [[2.0, 3.0], [4.0, 5.0]]
     assert not len(asked.obs.columns)
+
+
+def test_a_query_that_no_h5ad_takes_is_refused_before_the_work(
+    few_cells: anndata.AnnData, small_model: Path, tmp_path: Path
+) -> None:
+    query = few_cells.copy()
+    query.obs["mixed"] = [1, "two"] * (query.n_obs // 2) + [3] * (query.n_obs % 2)
+    with pytest.raises(TaskError, match="obs column 'mixed' of the query cannot be written"):
+        cf.tasks.map_cells(
+            model=small_model, out=tmp_path / "out", label="cell_type", reference=few_cells, query=query
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["file/sub/out", "file"])
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(
+    few_cells: anndata.AnnData, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TaskError, match=r"file: is a file; give a folder"):
+        cf.tasks.enhance(few_cells, tmp_path / "no model", tmp_path / place)
 
 
 def test_methods_without_a_decoder_of_expression(few_cells: anndata.AnnData) -> None:
