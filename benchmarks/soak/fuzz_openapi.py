@@ -75,6 +75,11 @@ def soak(folder: Path, examples: int, seed: int, schemathesis: str) -> dict[str,
     said = json.loads(report.read_text())
     findings = [json.dumps(failure) for failure in said["failures"] + said["errors"]]
     findings += re.findall(r"^ *(curl .*)$", done.stdout, re.MULTILINE)  # that shows each again
+    failed = [name for name, phase in said["phases"].items() if phase["status"] not in ("success", "failure")]
+    findings += [f"the phase {name} was not run to its end" for name in failed]
+    findings += [f"{number} answers were {status}" for status, number in answers.items() if status[0] == "5"]
+    if not said["test_cases"]["generated"] or (done.returncode and not findings):
+        findings.append(f"Schemathesis ended with {done.returncode}: {done.stdout[-500:]}")
     if ended:
         findings.append("the endpoint ended")
     if "Traceback" in (folder / "log").read_text(errors="replace"):

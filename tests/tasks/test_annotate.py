@@ -49,12 +49,22 @@ def test_the_report_is_whole_and_needs_nothing_from_outside(result: Evaluation, 
     page = (out / "report.html").read_text()
     assert page.count("<svg") == 3
     assert all(row.name in page for row in result.rows)
-    for said in ("Zheng68K", "95 % interval", "C = 10", "a test", "learned nothing"):
+    for said in (
+        "Zheng68K",
+        "95 % interval",
+        "C = 10",
+        "a test",
+        "learned nothing",
+        "Macro-F1 above counts: PCA-50",
+    ):
         assert said in page
     assert not any(fetch in page for fetch in ("<script", "<link", "<img", "url(http", "@import"))
     record = json.loads((out / "result.json").read_text())
     assert record["detail"]["shot"] == "3"
     assert record["config"]["seeds"] == 2
+    mean, low, high = record["rows"][0]["above_counts"]["3"]
+    assert low <= mean <= high
+    assert f"{mean:+.3f} ({low:+.3f} to {high:+.3f})" in page
     told = record["rows"][0]["intervals"]["macro_f1"]["3"]
     assert told["low"] < told["mean"] < told["high"]
     assert sorted(path.name for path in out.iterdir()) == ["report.html", "result.json"]

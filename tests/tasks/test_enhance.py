@@ -228,6 +228,23 @@ def test_what_cannot_be_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("n_cells", "held_out", "says"),
+    [
+        (12, 12, "thinned to 0.4, 12 of the 12 cells have counts; MAGIC needs 16, so give more cells"),
+        (30, 2, "marks 2 cells as held out; at least 3 are needed"),
+    ],
+)
+def test_too_few_cells_are_told_of(
+    model: Path, cells: AnnData, tmp_path: Path, n_cells: int, held_out: int, says: str
+) -> None:
+    few = cells[:: len(cells) // n_cells][:n_cells].copy()
+    few.obs["heldout"] = np.arange(n_cells) < held_out
+    with pytest.raises(TaskError, match=says):
+        cf.tasks.enhance(few, model, tmp_path / "out", **SETTINGS | {"depths": (0.4,), "cluster_depth": 0.4})
+    assert not list(tmp_path.iterdir())
+
+
 def test_normalised_values_are_refused(model: Path, cells: AnnData, tmp_path: Path) -> None:
     normalised = cells.copy()
     normalised.X = normalised.X.log1p()

@@ -18,7 +18,7 @@ from cellfoundry_model.checkpoint import load_model
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_tasks.errors import TaskError
 from cellfoundry_tasks.mapping import MapConfig, MapResult
-from cellfoundry_tasks.mapping.integration import harmony
+from cellfoundry_tasks.mapping.integration import bbknn, harmony
 from cellfoundry_tasks.mapping.joint import Joint, drawn_rows
 from cellfoundry_tasks.mapping.methods import methods
 from cellfoundry_tasks.mapping.scores import Judged
@@ -176,6 +176,27 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(
     (tmp_path / "file").touch()
     with pytest.raises(TaskError, match=r"file: is a file; give a folder"):
         cf.tasks.enhance(few_cells, tmp_path / "no model", tmp_path / place)
+
+
+def test_bbknn_lists_are_the_nearest_of_every_batch() -> None:
+    """As many for each cell where cells share a place too: the library's graph of distances leaves those out."""
+    places = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    places[:12] = places[0]
+    batch = np.repeat(["x", "y", "z"], 20)
+    neighbors, weights = bbknn(places, batch, per_batch=4)
+    assert neighbors.indices.shape == neighbors.distances.shape == (60, 12)
+    assert weights.shape == (60, 60)
+    assert (neighbors.indices[:, 0] == np.arange(60)).all()
+    assert (np.diff(neighbors.distances, axis=1) >= 0).all()
+    apart = np.linalg.norm(places[:, None] - places[neighbors.indices], axis=2)
+    np.testing.assert_allclose(np.take_along_axis(apart, np.zeros((60, 1), int), 1), 0)
+    for cell in range(60):
+        assert len(set(neighbors.indices[cell])) == 12
+        for name in "xyz":
+            own = np.flatnonzero(batch == name)
+            listed = np.isin(neighbors.indices[cell], own)
+            everyone = np.sort(np.linalg.norm(places[own] - places[cell], axis=1))
+            np.testing.assert_allclose(np.sort(neighbors.distances[cell][listed]), everyone[:4], atol=1e-6)
 
 
 def test_methods_without_a_decoder_of_expression(few_cells: anndata.AnnData) -> None:

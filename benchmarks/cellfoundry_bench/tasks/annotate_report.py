@@ -8,6 +8,7 @@ from cellfoundry_bench.confusion_figure import confusion_matrix
 from cellfoundry_bench.tasks.annotate_facts import UNLIKE_PUBLISHED, model_rows
 from cellfoundry_bench.tasks.annotate_figures import few_shot_curves, reliability_plot
 from cellfoundry_bench.tasks.page import MORE_CELLS, Section, page
+from cellfoundry_tasks.annotate.other_cells import ROUNDS, Difference
 from cellfoundry_tasks.annotate.result import Detail, Evaluation
 from cellfoundry_tasks.annotate.tuning import STOPPING_SHARE
 
@@ -24,7 +25,13 @@ def annotation_page(result: Evaluation, command: str) -> str:
         f"Cell annotation: {result.source}",
         QUESTION,
         _tiles(result),
-        [_curve(result), _scores(result, "macro_f1"), _scores(result, "accuracy"), *_detail(result)],
+        [
+            _curve(result),
+            _scores(result, "macro_f1"),
+            _above_counts(result),
+            _scores(result, "accuracy"),
+            *_detail(result),
+        ],
         _facts(result, command),
     )
 
@@ -54,7 +61,8 @@ def _curve(result: Evaluation) -> Section:
     return Section(
         "Few-shot curve",
         f"Mean and 95 % interval (Student's t) over {result.config.seeds} seeds, each with its own training cells; "
-        f"tested on {tested}. Seeds share cells, so the intervals are somewhat too narrow.{one_draw} "
+        f"tested on {tested}. The intervals are of other training cells alone, and somewhat too narrow, since seeds "
+        f"share cells; what other test cells would change is said under the macro-F1.{one_draw} "
         f"{_verdict(result)}",
         (few_shot_curves(result),),
     )
@@ -100,6 +108,28 @@ def _scores(result: Evaluation, metric: str) -> Section:
         rows=rows,
         strong=frozenset(number for number, row in enumerate(result.rows) if row.kind == "model"),
     )
+
+
+def _above_counts(result: Evaluation) -> Section:
+    pca = result.row("counts").name
+    return Section(
+        f"Macro-F1 above {pca}",
+        "Mean difference over the seeds, and its 95 % interval when training and test cells are drawn again, both (a "
+        f"bootstrap of {ROUNDS} rounds, within each class): what other cells of the same kind could have shown. "
+        "An interval with 0 in it settles nothing.",
+        columns=["", *(shot if shot == "all" else f"{shot} a class" for shot in result.shots)],
+        rows=[
+            [row.name, *(_difference(row.above_counts[shot]) for shot in result.shots)]
+            for row in result.rows
+            if row.key != "counts"
+        ],
+        strong=frozenset(number for number, row in enumerate(result.rows) if row.kind == "model"),
+    )
+
+
+def _difference(found: Difference) -> str:
+    mean, low, high = (f"{value:+.3f}" for value in found)
+    return f"{mean} ({low} to {high})"
 
 
 def _tuned(result: Evaluation) -> str:

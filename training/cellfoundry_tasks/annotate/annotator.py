@@ -6,7 +6,7 @@ Legend: C cells, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -103,9 +103,12 @@ def _heldout_distance(feature_CK: Floats, class_C: Classes) -> Numbers:
 
 
 def few_shot_scores(labelled: Labelled, vectors: Vectors, config: AnnotateConfig) -> dict[str, float]:
-    """Kind of features -> macro-F1 of probes of the fewest cells a class that are asked for, on the reference's other
-    cells, in the mean over seeds.
+    """Kind of features -> macro-F1 of probes of the fewest cells a class that are asked for, on others, in the mean
+    over seeds; all of the cells that ``judge`` learns from, so that those it judges by have no part in a choice.
     """
+    train = few_shot(labelled, config, "all", seed=0).train
+    labelled = replace(labelled, class_C=labelled.class_C[train], heldout_C=None)
+    vectors = vectors[train]
     return {
         kind: _few_shot_score(
             FeatureMap.of(kind, vectors, config.components).features(vectors), labelled, config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -41,7 +42,7 @@ class AnnotateConfig(BaseModel):
     test_share: float = Field(0.3, gt=0.0, le=0.8)
     """Share of each class's cells that tests, where no column names them."""
     shots: tuple[Shot, ...] = Field((5, 10, 50, "all"), min_length=1)
-    """Labelled training cells of each class."""
+    """Labelled training cells of each class, in any order; reports begin with the fewest."""
     seeds: PositiveInt = 5
     """Splits, which the confidence intervals are over."""
     tune: tuple[Tune, ...] = ()
@@ -60,6 +61,11 @@ class AnnotateConfig(BaseModel):
     features of total variance 1."""
     known_share: float = Field(0.95, gt=0.5, lt=1.0)
     """Share of held-out reference cells that the threshold of `unknown` keeps."""
+
+    @field_validator("shots")
+    @classmethod
+    def _ascending(cls, value: tuple[Shot, ...]) -> tuple[Shot, ...]:
+        return tuple(sorted(value, key=lambda shot: math.inf if shot == "all" else shot))
 
     @field_validator("shots", "tune")
     @classmethod

@@ -27,8 +27,8 @@ def detail_of(
     shot: str,
     regularisation: float,
 ) -> Detail:
-    """Of ``splits``, one a seed. Which probe is best is decided within the training cells, so that the test cells
-    judge a choice that they had no part in.
+    """Of ``splits``, one a seed. Which probe is best is decided within the training cells of all of them. So the test
+    cells have no part in the choice where all seeds test on the same; of drawn ones some train for another seed.
 
     Args:
         features: key -> features (C, K) of each of the model's probes.

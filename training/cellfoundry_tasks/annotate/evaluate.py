@@ -21,6 +21,7 @@ from cellfoundry_tasks.annotate.counts import normalised, training_pca
 from cellfoundry_tasks.annotate.detail import detail_of
 from cellfoundry_tasks.annotate.folds import macro_f1
 from cellfoundry_tasks.annotate.labelled import Labelled, read_labelled
+from cellfoundry_tasks.annotate.other_cells import differences
 from cellfoundry_tasks.annotate.probe import Basis, Floats, Probe, side_by_side
 from cellfoundry_tasks.annotate.result import Evaluation, Kind, Row
 from cellfoundry_tasks.annotate.rivals import celltypist_classes, celltypist_library, commonest
@@ -235,18 +236,22 @@ def _judge(
     ways: list[Way], labelled: Labelled, config: AnnotateConfig, progress: Progress | None
 ) -> tuple[Row, ...]:
     """Every way on every split."""
-    f1: dict[str, dict[str, list[float]]] = {way.key: {} for way in ways}
-    accuracy: dict[str, dict[str, list[float]]] = {way.key: {} for way in ways}
+    rows = [Row(way.key, way.name, way.kind, {}, {}, {}) for way in ways]
     done, total = 0, len(ways) * sum(len(seeds_of(labelled, config, shot)) for shot in config.shots)
     for shot in config.shots:
-        for seed in seeds_of(labelled, config, shot):
-            split = few_shot(labelled, config, shot, seed)
-            true = labelled.class_C[split.test]
+        splits = [few_shot(labelled, config, shot, seed) for seed in seeds_of(labelled, config, shot)]
+        called: dict[str, list[Classes]] = {way.key: [] for way in ways}
+        for seed, split in enumerate(splits):
             for way in ways:
-                called = way.classes(split, seed)
-                f1[way.key].setdefault(str(shot), []).append(macro_f1(true, called))
-                accuracy[way.key].setdefault(str(shot), []).append(float((called == true).mean()))
+                called[way.key].append(way.classes(split, seed))
                 done += 1
                 if progress:
                     progress("judge", done, total)
-    return tuple(Row(way.key, way.name, way.kind, f1[way.key], accuracy[way.key]) for way in ways)
+        true = [labelled.class_C[split.test] for split in splits]
+        above = differences(called, "counts", labelled.class_C, splits)
+        for row in rows:
+            pairs = list(zip(true, called[row.key], strict=True))
+            row.macro_f1[str(shot)] = [macro_f1(*pair) for pair in pairs]
+            row.accuracy[str(shot)] = [float((right == said).mean()) for right, said in pairs]
+            row.above_counts[str(shot)] = above[row.key]
+    return tuple(rows)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from cellfoundry_tasks.annotate.calibration import Reliability
 from cellfoundry_tasks.annotate.config import AnnotateConfig
+from cellfoundry_tasks.annotate.other_cells import Difference
 from cellfoundry_tasks.intervals import Interval, interval
 
 Kind = Literal["model", "random", "baseline", "tuned", "trivial"]
@@ -25,6 +26,8 @@ class Row:
         kind: whose say it is.
         macro_f1: shot -> a score for each seed.
         accuracy: shot -> a score for each seed.
+        above_counts: shot -> by how much its macro-F1 is above that of the counts' PCA, and that difference's interval
+            over other training and test cells.
     """
 
     key: str
@@ -32,6 +35,7 @@ class Row:
     kind: Kind
     macro_f1: dict[str, list[float]]
     accuracy: dict[str, list[float]]
+    above_counts: dict[str, Difference]
 
     def interval(self, metric: str, shot: str) -> Interval:
         """Mean and 95 % interval of "macro_f1" or "accuracy"."""

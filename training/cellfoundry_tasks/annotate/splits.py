@@ -34,7 +34,8 @@ def few_shot(labelled: Labelled, config: AnnotateConfig, shot: Shot, seed: int) 
         cells = np.flatnonzero(labelled.class_C == number)
         cells = np.random.default_rng([seed, number]).permutation(cells)
         if labelled.heldout_C is None:
-            drawn = np.arange(len(cells)) < max(1, round(config.test_share * len(cells)))
+            tests = max(1, round(config.test_share * len(cells)))
+            drawn = np.arange(len(cells)) < min(tests, len(cells) - 1)
         else:
             drawn = labelled.heldout_C[cells]
         test.append(cells[drawn])

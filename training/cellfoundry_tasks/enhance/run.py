@@ -26,6 +26,10 @@ from cellfoundry_tasks.facts import model_facts
 from cellfoundry_tasks.numba_print import numba_print
 from cellfoundry_tasks.representation import Progress
 
+LEAST_CELLS = 16
+"""With counts: MAGIC's kernel reaches three times as far as its 5 nearest neighbours, and the cell itself."""
+LEAST_JUDGED = 3
+"""Of fewer no clusters can be made."""
 JUDGED_DEPTH = 0.1
 WHERE_DATA_IS = (
     "give raw counts; the published experiment thinned Baron's pancreas cells (GEO GSE84133), and 10x's PBMC 3k "
@@ -168,10 +172,10 @@ def _eligible(full: ad.AnnData, config: EnhanceConfig) -> npt.NDArray[np.int64]:
     if config.heldout_column is None:
         return np.arange(full.n_obs)
     rows = np.flatnonzero(chosen_rows(full, config.heldout_column))
-    if len(rows) < 2:
+    if len(rows) < LEAST_JUDGED:
         raise TaskError(
             f"{full.uns['source']}: obs column {config.heldout_column!r} marks {len(rows)} cells as held out; "
-            "at least 2 are needed"
+            f"at least {LEAST_JUDGED} are needed"
         )
     return rows
 
@@ -233,9 +237,14 @@ def _cluster_level(
 
 
 def _judgeable(full: ad.AnnData, rows: npt.NDArray[np.int64], depth: float, seed: int) -> Round:
-    """A thinning; TaskError where it leaves fewer than two of the cells that are to be judged."""
+    """A thinning; TaskError where it leaves too few cells to judge, or to smooth over."""
     drawn = thinned_round(full, rows, depth, seed)
-    if len(drawn.judged) < 2:
+    if drawn.cells.n_obs < LEAST_CELLS:
+        raise TaskError(
+            f"{full.uns['source']}: thinned to {depth:g}, {drawn.cells.n_obs} of the {full.n_obs} cells have counts; "
+            f"MAGIC needs {LEAST_CELLS}, so give more cells or larger depths"
+        )
+    if len(drawn.judged) < LEAST_JUDGED:
         raise TaskError(
             f"{full.uns['source']}: thinned to {depth:g}, {len(rows) - len(drawn.judged)} of the {len(rows)} judged "
             "cells are empty; give larger depths"

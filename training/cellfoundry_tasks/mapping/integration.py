@@ -6,7 +6,6 @@ Legend: C cells, G genes, K components, N neighbours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -87,26 +86,32 @@ def bbknn(coordinates: Floats, batch: Names, per_batch: int) -> tuple[Neighbors,
     """``per_batch`` nearest neighbours of every cell in every batch (Polanski et al. 2020), and the weights of
     the graph that they make, (C, C).
 
-    A batch's neighbours are found exactly, so that two runs agree.
+    A batch's neighbours are found exactly, so that two runs agree; here too, since the library's own graph of distances
+    has no place for another cell at distance 0.
     """
     module = library("bbknn.matrix")
     with quiet(), own_random_state(0):
-        distances_CC, weights_CC, _ = module.bbknn(
+        _, weights_CC, _ = module.bbknn(
             coordinates, batch, per_batch, coordinates.shape[1], computation="cKDTree"
         )
-    return _as_neighbors(distances_CC), weights_CC
+    return _balanced(coordinates, batch, per_batch), weights_CC
 
 
-def _as_neighbors(distances_CC: Any) -> Neighbors:
-    """The rows of a graph of distances as lists, with each cell as its own first neighbour."""
-    n_cells = distances_CC.shape[0]
-    number = int(np.diff(distances_CC.indptr).min()) + 1
-    indices = np.empty((n_cells, number), dtype=np.int64)
-    distances = np.zeros((n_cells, number), dtype=np.float32)
-    indices[:, 0] = np.arange(n_cells)
-    for cell in range(n_cells):
-        entries = slice(distances_CC.indptr[cell], distances_CC.indptr[cell + 1])
-        order = np.argsort(distances_CC.data[entries], kind="stable")[: number - 1]
-        indices[cell, 1:] = distances_CC.indices[entries][order]
-        distances[cell, 1:] = distances_CC.data[entries][order]
-    return Neighbors(indices, distances)
+def _balanced(coordinates: Floats, batch: Names, per_batch: int) -> Neighbors:
+    """The nearest of every batch, in the order of their distance, with each cell as its own first neighbour."""
+    found = []
+    for name in np.unique(batch):
+        rows = np.flatnonzero(batch == name)
+        near = NearestNeighbors(n_neighbors=per_batch).fit(coordinates[rows]).kneighbors(coordinates)
+        found.append((near[0], rows[near[1]]))
+    distances, indices = (np.concatenate(part, axis=1) for part in zip(*found, strict=True))
+    # Among as many cells at one place as there are neighbours, the cell itself may not be found.
+    own = indices == np.arange(len(coordinates))[:, None]
+    missing = ~own.any(1)
+    indices[missing, distances[missing].argmin(1)] = np.flatnonzero(missing)
+    own = indices == np.arange(len(coordinates))[:, None]
+    order = np.argsort(np.where(own, -1.0, distances), axis=1, kind="stable")
+    return Neighbors(
+        np.take_along_axis(indices, order, axis=1),
+        np.take_along_axis(distances, order, axis=1).astype(np.float32),
+    )
