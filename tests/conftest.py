@@ -19,8 +19,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")
 
-# Read when torch loads its OpenMP: threads that wait sleep. By default they spin, and beside one other busy process on two
-# cores a fine-tuning test took 282 s instead of 28. The number of threads, which bits depend on, stays.
+# Read when torch loads its OpenMP: threads that wait sleep. By default they spin, and beside one other busy process on
+# two cores a fine-tuning test took 282 s instead of 28. The number of threads, which bits depend on, stays.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # A shell without job control starts what it puts into the background with Ctrl-C ignored, and so would the programs be
