@@ -25,7 +25,9 @@ class Features(StrEnum):
 
 
 def annotate(
-    data: Path = typer.Option(..., help="Labelled raw counts: whatever `cellfoundry embed` takes."),
+    data: str = typer.Option(
+        ..., help="Labelled raw counts: a file or 10x folder that `cellfoundry embed` takes."
+    ),
     label: str = typer.Option(..., help="Obs column with the classes."),
     model: Path = typer.Option(..., help="Model directory."),
     out: Path = typer.Option(..., help="Folder for report.html and result.json, and for the labelled query."),
@@ -41,7 +43,7 @@ def annotate(
         "", help="Fine-tunings to judge as well, slow: head, last (layers) and lora, with commas."
     ),
     last: int = typer.Option(2, min=1, help="Encoder layers that learn with --tune last."),
-    query: Path | None = typer.Option(
+    query: str | None = typer.Option(
         None, help="Raw counts of new cells to label from --data; no curve is judged then."
     ),
     features: Features = typer.Option(

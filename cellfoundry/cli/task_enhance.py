@@ -11,7 +11,7 @@ from cellfoundry.cli.console import ProgressDisplay, command_line
 
 def enhance(
     data: str = typer.Option(
-        ..., help="Raw counts of cells of full depth: whatever `cellfoundry embed` takes."
+        ..., help="Raw counts of cells of full depth: a file or 10x folder that `cellfoundry embed` takes."
     ),
     model: Path = typer.Option(..., help="Model directory; of official weights the part 'gene'."),
     out: Path = typer.Option(..., help="Folder for report.html and result.json."),

@@ -42,12 +42,22 @@ def test_it_labels_a_query_and_says_so(
     assert "--features embedding" in (out / "report.html").read_text()
 
 
+def test_reference_and_query_may_be_urls(
+    monkeypatch: pytest.MonkeyPatch, labelled: Path, small_model: Path, tmp_path: Path
+) -> None:
+    out, url = tmp_path / "out", labelled.as_uri()
+    arguments = ("--data", url, "--label", "cell_type", "--model", small_model, "--out", out)
+    assert command(monkeypatch, *arguments, "--query", url, "--features", "embedding") == 0
+    assert "cellfoundry_label" in ad.read_h5ad(out / "labelled.h5ad").obs
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"--data": "missing.h5ad"}, "missing.h5ad: there is no such file; public cells with types: Baron"),
         ({"--model": "no_model"}, "no_model"),
         ({"--label": "kind"}, "there are: cell_type"),
+        ({"--unlabelled": "none"}, "there are: acinar, alpha, beta, ductal"),
         ({"--tune": "most"}, "annotate: tune"),
         ({"--shots": "5,few"}, "annotate: shots"),
         ({"--tune": "last", "--last": "9"}, "the encoder has 2 layers"),

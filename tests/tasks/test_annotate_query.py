@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import cellfoundry as cf
+from cellfoundry_model.checkpoint import load_model
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_tasks.annotate.calibration import probabilities, reliability, temperature
 from cellfoundry_tasks.annotate.novelty import Distance, Limits
@@ -107,6 +108,23 @@ def test_an_anndata_gets_the_same_labels_in_place(
     assert cells.obs["cellfoundry_confidence"].to_numpy() == pytest.approx(
         result.columns["cellfoundry_confidence"].to_numpy(), abs=1e-4
     )
+
+
+def test_a_query_without_gene_names_has_those_of_the_model(
+    reference: ad.AnnData, query: Path, small_model: Path, tmp_path: Path
+) -> None:
+    genes = list(load_model(small_model).vocab_genes)
+    np.save(tmp_path / "new.npy", ad.read_h5ad(query)[:, genes].X.toarray())
+    shared = {"label": LABEL, "features": "embedding", "seeds": 1}
+    named = cf.tasks.annotate_query(query, reference[:, genes].copy(), small_model, **shared)
+    found = cf.tasks.annotate_query(
+        tmp_path / "new.npy", reference[:, genes].copy(), small_model, tmp_path / "out", **shared
+    )
+    assert found.columns["cellfoundry_confidence"].to_numpy() == pytest.approx(
+        named.columns["cellfoundry_confidence"].to_numpy(), abs=1e-4
+    )
+    written = ad.read_h5ad(tmp_path / "out" / "new.h5ad").obs
+    assert written["cellfoundry_label"].tolist() == named.columns["cellfoundry_label"].tolist()
 
 
 def test_what_is_wrong_is_told_and_leaves_nothing(

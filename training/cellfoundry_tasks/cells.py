@@ -16,12 +16,18 @@ import pandas as pd
 import scipy.sparse as sp
 
 from cellfoundry_data.readers import open_source
-from cellfoundry_data.readers.memory import AnnDataSource
+from cellfoundry_data.readers.memory import NAMELESS, AnnDataSource
 from cellfoundry_data.source_cells import SourceCells
 from cellfoundry_data.vocabulary import Vocabulary
 from cellfoundry_tasks.errors import TaskError
+from cellfoundry_tasks.quiet import quiet
 
 Source: TypeAlias = str | Path | ad.AnnData
+
+REPEATED_GENES = "Variable names are not unique"
+"""How anndata's warning of names begins that the vocabulary's alignment needs as they are: it sums their columns."""
+NAMED_VALUES = 10
+"""Of a column with more values a message names so many."""
 
 
 def check_is_there(source: Source, public: str) -> None:
@@ -33,6 +39,8 @@ def check_is_there(source: Source, public: str) -> None:
 def read_counts(source: Source, *, layer: str | None = None, public: str = "give raw counts") -> ad.AnnData:
     """Raw counts of all genes of a source, float32 CSR (C, G) in ``X``, with its obs; the argument stays as it is.
 
+    ``var`` names the genes as the source does, repeated names included, and holds its other names of them, so
+    that a vocabulary finds and sums what it does in the source; a matrix without names stays one without (NAMELESS).
     ``public`` says where data for the task is, to users who have none.
 
     Raises:
@@ -55,26 +63,52 @@ def read_counts(source: Source, *, layer: str | None = None, public: str = "give
     empty = int((np.diff(counts_CG.indptr) == 0).sum())
     if empty:
         raise TaskError(f"{read.name}: {empty:,} cells have no counts; remove them first")
-    var = pd.DataFrame(index=pd.Index(read.gene_names, dtype=object))
-    cells = ad.AnnData(counts_CG, obs=read.obs.copy(), var=var)
-    cells.var_names_make_unique()
-    cells.uns["source"] = read.name
+    names = read.gene_names or [f"column {column}" for column in range(read.n_columns)]
+    others = {f"name_{number}": column for number, column in enumerate(read.alternative_names, start=2)}
+    var = pd.DataFrame(others, index=pd.Index(names, dtype=object))
+    with quiet(REPEATED_GENES):
+        cells = ad.AnnData(counts_CG, obs=read.obs.copy(), var=var, uns={"source": read.name})
+    if read.in_vocabulary_columns:
+        cells.uns[NAMELESS] = read.name
     return cells
 
 
 def labels_of(cells: ad.AnnData, column: str, *, unlabelled: Sequence[str] = ()) -> npt.NDArray[np.str_]:
     """Labels of an obs column as text (C,), "" where there is none: missing, or one of ``unlabelled``.
 
-    Raises TaskError where the column is missing, naming what is there.
+    Raises TaskError where the column is missing, naming what is there, or is there twice.
     """
+    name = cells.uns.get("source", "the AnnData")
     if column not in cells.obs:
         there = ", ".join(map(str, cells.obs.columns)) or "none"
-        raise TaskError(
-            f"{cells.uns.get('source', 'the AnnData')}: obs has no column {column!r}; there are: {there}"
-        )
+        raise TaskError(f"{name}: obs has no column {column!r}; there are: {there}")
     values = cells.obs[column]
-    text = values.astype(object).where(values.notna(), "").astype(str).to_numpy(dtype=str)
+    if isinstance(values, pd.DataFrame):
+        raise TaskError(f"{name}: obs has {values.shape[1]} columns {column!r}; rename all but one of them")
+    number, distinct = pd.factorize(values)  # -1 where a value is missing
+    text = np.array([*map(_text, distinct), ""], dtype=str)[number]
     return np.where(np.isin(text, list(unlabelled)), "", text)
+
+
+def check_unlabelled(unlabelled: Sequence[str], column: str, *sources: ad.AnnData) -> None:
+    """TaskError, with values that there are, where one of ``unlabelled`` is in the obs column of none of the sources;
+    each must have the column.
+    """
+    there = sorted({label for cells in sources for label in labels_of(cells, column).tolist()} - {""})
+    for value in unlabelled:
+        if value not in there:
+            names = " and ".join(str(cells.uns.get("source", "the AnnData")) for cells in sources)
+            more = f" and {len(there) - NAMED_VALUES:,} more" if len(there) > NAMED_VALUES else ""
+            raise TaskError(
+                f"{names}: no cell has {value!r} in obs column {column!r}, so --unlabelled {value!r} leaves none out; "
+                f"there are: {', '.join(there[:NAMED_VALUES]) or 'none'}{more}"
+            )
+
+
+def _text(value: object) -> str:
+    """A value of obs as a label; a column of integers is one of floats as soon as one cell has none."""
+    whole = isinstance(value, float | np.floating) and float(value).is_integer()
+    return str(int(value)) if whole else str(value)  # type: ignore[call-overload]
 
 
 def chosen_rows(cells: ad.AnnData, column: str) -> npt.NDArray[np.bool_]:

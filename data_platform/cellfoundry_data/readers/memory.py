@@ -17,6 +17,10 @@ from .base import CountsSource
 from .matrix import RowReader, checked_csr, dense_rows
 from .matrix_choice import holds_whole_numbers, preferred_order
 
+NAMELESS = "cellfoundry_nameless"
+"""uns key of an AnnData that holds the matrix of a file without gene names (.npy, .npz): that file's name. Its columns
+are the vocabulary's genes in order, as the file's are."""
+
 
 class AnnDataSource(CountsSource):
     """One matrix of an AnnData object, ``X`` (layer None), ``raw`` or a layer: sparse or dense."""
@@ -33,6 +37,9 @@ class AnnDataSource(CountsSource):
         self._matrix = matrix
         self._obs = adata.obs.set_axis(adata.obs_names.astype(str))
         owner = adata.raw if self.matrix_name == "raw" else adata
+        if NAMELESS in adata.uns:
+            super().__init__(adata.uns[NAMELESS], n_cells=adata.n_obs, n_columns=owner.n_vars)
+            return
         super().__init__(
             "AnnData",
             n_cells=adata.n_obs,

@@ -16,9 +16,13 @@ from cellfoundry_tasks.quiet import EVERY_WARNING, quiet
 
 
 def normalised(cells: ad.AnnData) -> ad.AnnData:
-    """log1p of counts per 10,000 with ``var["highly_variable"]``, chosen over all cells."""
+    """log1p of counts per 10,000 with ``var["highly_variable"]``, chosen over all cells; cells and genes are numbered
+    instead of named.
+    """
     names = pd.Index([f"cell{row}" for row in range(cells.n_obs)])
-    found = ad.AnnData(log_normalized(cells), obs=pd.DataFrame(index=names), var=cells.var[[]])
+    # CellTypist takes no repeated names.
+    genes = pd.Index([f"gene{column}" for column in range(cells.n_vars)])
+    found = ad.AnnData(log_normalized(cells), obs=pd.DataFrame(index=names), var=pd.DataFrame(index=genes))
     _mark_variable(found)
     return found
 

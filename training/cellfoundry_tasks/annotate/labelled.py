@@ -12,8 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from cellfoundry_tasks.annotate.config import MIN_CLASS_CELLS, AnnotateConfig
-from cellfoundry_tasks.cells import Source, chosen_rows, labels_of, read_counts
+from cellfoundry_tasks.cells import (
+    REPEATED_GENES,
+    Source,
+    check_unlabelled,
+    chosen_rows,
+    labels_of,
+    read_counts,
+)
 from cellfoundry_tasks.errors import TaskError
+from cellfoundry_tasks.quiet import quiet
 
 PUBLIC_DATA = (
     "public cells with types: Baron's pancreas cells (GEO GSE84133), of which `cellfoundry quickstart` writes a donor, "
@@ -47,11 +55,13 @@ def read_labelled(source: Source, config: AnnotateConfig, *, layer: str | None =
 
     Raises:
         DataError: it cannot be read.
-        TaskError: no such column, or fewer than two classes with MIN_CLASS_CELLS cells.
+        TaskError: no such column, a value to leave out that no cell has, or fewer than two classes with
+            MIN_CLASS_CELLS cells.
     """
     cells = read_counts(source, layer=layer, public=PUBLIC_DATA)
     name = str(cells.uns["source"])
     label_C = labels_of(cells, config.label, unlabelled=config.unlabelled)
+    check_unlabelled(config.unlabelled, config.label, cells)
     heldout_C = chosen_rows(cells, config.heldout_column) if config.heldout_column else None
     left_out = []
     if missing := int((label_C == "").sum()):
@@ -71,8 +81,10 @@ def read_labelled(source: Source, config: AnnotateConfig, *, layer: str | None =
             f"{name}: annotation needs two classes of {MIN_CLASS_CELLS} or more cells, and in obs column "
             f"{config.label!r} {found} as many; name another column"
         )
+    with quiet(REPEATED_GENES):
+        kept = cells[kept_C].copy()
     return Labelled(
-        cells[kept_C].copy(),
+        kept,
         tuple(map(str, names)),
         class_C.astype(np.int64),
         None if heldout_C is None else heldout_C[kept_C],

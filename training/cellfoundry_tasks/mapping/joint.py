@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
-from cellfoundry_tasks.cells import Source, aligned, check_is_there, labels_of
+from cellfoundry_tasks.cells import Source, aligned, check_is_there, check_unlabelled, labels_of
 from cellfoundry_tasks.errors import TaskError
 
 REFERENCE, QUERY = "reference", "query"
@@ -90,10 +90,12 @@ def joint_batches(
 
     Raises:
         DataError: it cannot be read, or a value is no count.
-        TaskError: a missing file or column, one batch only, too few cells, or a label that only one batch has.
+        TaskError: a missing file or column, a value to leave out that no cell has, one batch only, too few cells, or
+            a label that only one batch has.
     """
     cells = _read(data, vocab_genes, layer)
     batches, labels = labels_of(cells, batch), labels_of(cells, label, unlabelled=unlabelled)
+    check_unlabelled(unlabelled, label, cells)
     kept = (batches != "") & (labels != "")
     left_out = (f"{(~kept).sum():,} cells without a batch or a label",) if (~kept).any() else ()
     joint = Joint(cells, batches, labels, left_out, two_files=False)
@@ -126,6 +128,7 @@ def joint_reference(
     """
     known, asked = (_read(source, vocab_genes, layer) for source in (reference, query))
     label_of_known = labels_of(known, label, unlabelled=unlabelled)
+    check_unlabelled(unlabelled, label, *(cells for cells in (known, asked) if label in cells.obs))
     kept = label_of_known != ""
     if len(set(label_of_known[kept].tolist())) < 2:
         raise TaskError(
