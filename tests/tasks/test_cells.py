@@ -127,6 +127,13 @@ def test_a_column_that_is_there_twice_is_told_of() -> None:
         read_labelled(cells, build_config({"label": "kind"}))
 
 
+def test_lists_are_no_labels() -> None:
+    cells = cells_of(["INS", "GCG"])
+    cells.obs["kind"] = [["a"]] * CELLS
+    with pytest.raises(TaskError, match="obs column 'kind' holds lists or other values that are no labels"):
+        labels_of(cells, "kind")
+
+
 def test_a_value_to_leave_out_that_no_cell_has_is_told_of_with_those_there_are() -> None:
     cells = cells_of(["INS", "GCG"])
     cells.obs["batch"] = ["x"] * (CELLS // 2) + ["y"] * (CELLS // 2)

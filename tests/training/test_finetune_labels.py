@@ -36,6 +36,12 @@ def test_the_column_decides_the_task(values: object, task: str, classes: tuple[s
     assert labels.has_label_C.tolist() == (~missing).tolist()
 
 
+def test_a_column_that_is_there_twice_is_told_of() -> None:
+    obs = pd.DataFrame([["a", "b"]] * 4, columns=["kind", "kind"])
+    with pytest.raises(TrainingError, match="cells: obs has 2 columns 'kind'; rename all but one of them"):
+        read_labels(obs, "kind", None, "cells")
+
+
 def test_numbers_as_classes_keep_their_names_beside_missing_ones() -> None:
     labels = labels_of([10.0, 2.0, np.nan, 2.0], "classification")
     assert labels.classes == ("10", "2")

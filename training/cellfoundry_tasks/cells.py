@@ -76,7 +76,7 @@ def read_counts(source: Source, *, layer: str | None = None, public: str = "give
 def labels_of(cells: ad.AnnData, column: str, *, unlabelled: Sequence[str] = ()) -> npt.NDArray[np.str_]:
     """Labels of an obs column as text (C,), "" where there is none: missing, or one of ``unlabelled``.
 
-    Raises TaskError where the column is missing, naming what is there, or is there twice.
+    Raises TaskError where the column is missing, naming what is there, is there twice, or holds what is no label.
     """
     name = cells.uns.get("source", "the AnnData")
     if column not in cells.obs:
@@ -85,7 +85,12 @@ def labels_of(cells: ad.AnnData, column: str, *, unlabelled: Sequence[str] = ())
     values = cells.obs[column]
     if isinstance(values, pd.DataFrame):
         raise TaskError(f"{name}: obs has {values.shape[1]} columns {column!r}; rename all but one of them")
-    number, distinct = pd.factorize(values)  # -1 where a value is missing
+    try:
+        number, distinct = pd.factorize(values)  # -1 where a value is missing
+    except TypeError as error:
+        raise TaskError(
+            f"{name}: obs column {column!r} holds lists or other values that are no labels"
+        ) from error
     text = np.array([*map(_text, distinct), ""], dtype=str)[number]
     return np.where(np.isin(text, list(unlabelled)), "", text)
 

@@ -58,6 +58,10 @@ def read_labels(obs: pd.DataFrame, column: str, task: Task | None, source: str) 
         hint = nearest(column, columns) if columns else "; its obs has no columns"
         raise TrainingError(f"{source}: no obs column {column!r}{hint}")
     given = obs[column]
+    if isinstance(given, pd.DataFrame):
+        raise TrainingError(
+            f"{source}: obs has {given.shape[1]} columns {column!r}; rename all but one of them"
+        )
     has_label_C = (given.notna() & (given.astype(str).str.strip() != "")).to_numpy(dtype=bool)
     if not has_label_C.any():
         raise TrainingError(
