@@ -64,7 +64,7 @@ def test_the_report_is_whole_and_needs_nothing_from_outside(result: Evaluation, 
     assert record["config"]["seeds"] == 2
     mean, low, high = record["rows"][0]["above_counts"]["3"]
     assert low <= mean <= high
-    assert f"{mean:+.3f} ({low:+.3f} to {high:+.3f})" in page
+    assert f"{100 * mean:+.1f}\n({100 * low:+.1f} to {100 * high:+.1f})" in page
     told = record["rows"][0]["intervals"]["macro_f1"]["3"]
     assert told["low"] < told["mean"] < told["high"]
     assert sorted(path.name for path in out.iterdir()) == ["report.html", "result.json"]

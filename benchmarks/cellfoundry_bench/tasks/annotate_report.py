@@ -114,8 +114,9 @@ def _above_counts(result: Evaluation) -> Section:
     pca = result.row("counts").name
     return Section(
         f"Macro-F1 above {pca}",
-        "Mean difference over the seeds, and its 95 % interval when training and test cells are drawn again, both (a "
-        f"bootstrap of {ROUNDS} rounds, within each class): what other cells of the same kind could have shown. "
+        "In hundredths: mean difference over the seeds, and its 95 % interval when training and test cells are drawn "
+        f"again, both (a bootstrap of {ROUNDS} rounds, within each class): what other cells of the same kind could "
+        "have shown. "
         "An interval with 0 in it settles nothing.",
         columns=["", *(shot if shot == "all" else f"{shot} a class" for shot in result.shots)],
         rows=[
@@ -128,8 +129,8 @@ def _above_counts(result: Evaluation) -> Section:
 
 
 def _difference(found: Difference) -> str:
-    mean, low, high = (f"{value:+.3f}" for value in found)
-    return f"{mean} ({low} to {high})"
+    mean, low, high = (f"{100 * value:+.1f}" for value in found)
+    return f"{mean}\n({low} to {high})"
 
 
 def _tuned(result: Evaluation) -> str:
