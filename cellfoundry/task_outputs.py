@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,22 +33,6 @@ def check_sources_are_kept(sources: Iterable[AnnData | str | Path | None], copy:
     for source in sources:
         if isinstance(source, str | Path) and Path(source).exists():  # what is missing is told of by the run
             check_source_is_kept(source, copy, adds_to_it=False)
-
-
-def check_obs_is_written(query: AnnData) -> None:
-    """TaskError, before any work, where the query's obs has what no h5ad takes, such as a column of mixed types."""
-    import anndata
-
-    from cellfoundry_tasks.errors import TaskError
-
-    for name in query.obs:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                anndata.AnnData(obs=query.obs[[name]]).write_h5ad(Path(folder) / "obs.h5ad")
-            except (TypeError, ValueError) as error:
-                raise TaskError(
-                    f"map: obs column {name!r} of the query cannot be written to an .h5ad; mend or drop it"
-                ) from error
 
 
 def write_mapped(

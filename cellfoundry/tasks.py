@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellfoundry.task_outputs import check_obs_is_written, check_sources_are_kept, report_folder, write_mapped
+from cellfoundry.task_outputs import check_sources_are_kept, report_folder, write_mapped
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -203,6 +203,7 @@ def map_cells(
 
     from cellfoundry_bench.tasks import mapping_report
     from cellfoundry_bench.tasks.page import write_result
+    from cellfoundry_serving.outputs.h5ad import check_obs_is_written
     from cellfoundry_tasks.mapping import map_cells as run
     from cellfoundry_tasks.mapping.config import build_config
 

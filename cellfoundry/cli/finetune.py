@@ -32,7 +32,7 @@ class Tune(StrEnum):
 
 def finetune(
     model: Path = typer.Option(..., help="Model directory to start from."),
-    data: Path = typer.Option(
+    data: str = typer.Option(
         ..., help="Labelled raw counts: whatever `cellfoundry embed` takes, or a store."
     ),
     label: str = typer.Option(..., help="Obs column to predict."),

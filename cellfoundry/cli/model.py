@@ -92,7 +92,7 @@ def export(
         "for CPUs.",
     ),
     decoder: bool = typer.Option(True, help="onnx: also decoder.onnx, for gene embeddings and expression."),
-    calibrate: Path | None = typer.Option(
+    calibrate: str | None = typer.Option(
         None,
         metavar="SRC",
         help="int8: counts of real cells like those you will embed. Default: the donor that ships with the package.",

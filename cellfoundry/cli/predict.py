@@ -11,7 +11,7 @@ from cellfoundry.cli.embed import ENGINE_HELP, EngineName, Precision
 
 
 def predict(
-    source: Path = typer.Argument(
+    source: str = typer.Argument(
         ..., metavar="INPUT", help="Raw counts: whatever `cellfoundry embed` takes."
     ),
     model: Path = typer.Option(..., help="Model directory that `cellfoundry train finetune` wrote."),

@@ -24,6 +24,7 @@ from cellfoundry_serving.encode import (
 )
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.outputs.dispatch import check_output
+from cellfoundry_serving.outputs.h5ad import check_obs_is_written
 from cellfoundry_serving.parts.genes import chosen_genes
 from cellfoundry_serving.parts.job import EmbedJob
 from cellfoundry_serving.parts.means import groups_of
@@ -133,6 +134,8 @@ def embed(
     check_source_is_kept(
         source, out, adds_to_it=out.suffix.lower() == ".h5ad" and output == "cell" and mean_by is None
     )
+    if isinstance(source, AnnData) and out.suffix.lower() == ".h5ad" and mean_by is None:
+        check_obs_is_written(source)
     conventions = {
         "output": output,
         "pool": pool,

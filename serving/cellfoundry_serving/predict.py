@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 
 from cellfoundry_model.head import Head
 from cellfoundry_model.head_files import load_head
-from cellfoundry_serving.embed import check_source_is_kept
+from cellfoundry_serving.embed import absolute_source, check_source_is_kept
 from cellfoundry_serving.encode import EncodedBlocks, Progress, Source
 from cellfoundry_serving.engines import open_engine
 from cellfoundry_serving.engines.base import Engine
+from cellfoundry_serving.outputs.h5ad import check_obs_is_written
 from cellfoundry_serving.outputs.predictions import check_predictions_output, write_predictions
 
 PREDICTION, PROBABILITY = "prediction", "probability_"
@@ -78,9 +80,11 @@ def predict(
         DataError, ModelError, ServingError: see the layers; what was at ``out`` before is still there then.
     """
     started = time.monotonic()
-    out = Path(out)
+    src, out = absolute_source(src), Path(out)
     check_predictions_output(out)
     check_source_is_kept(src, out, adds_to_it=out.suffix.lower() == ".h5ad")
+    if isinstance(src, AnnData) and out.suffix.lower() == ".h5ad":
+        check_obs_is_written(src)
     runner = open_engine(model_dir, engine, precision)
     head = load_head(model_dir, runner.info)
     predicted, obs = predict_source(src, runner, head, layer=layer, progress=progress)

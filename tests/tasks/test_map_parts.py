@@ -168,7 +168,7 @@ def test_a_query_that_no_h5ad_takes_is_refused_before_the_work(
 ) -> None:
     query = few_cells.copy()
     query.obs["mixed"] = [1, "two"] * (query.n_obs // 2) + [3] * (query.n_obs % 2)
-    with pytest.raises(TaskError, match="obs column 'mixed' of the query cannot be written"):
+    with pytest.raises(ServingError, match="obs column 'mixed' cannot be written"):
         cf.tasks.map_cells(
             model=small_model, out=tmp_path / "out", label="cell_type", reference=few_cells, query=query
         )

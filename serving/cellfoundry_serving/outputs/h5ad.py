@@ -7,6 +7,7 @@ goes on from there; other sources give obs and the embedding. Expression has gen
 from __future__ import annotations
 
 import shutil
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -14,8 +15,11 @@ import h5py
 import pandas as pd
 from anndata import AnnData
 from anndata.io import write_elem
+from anndata.io import write_h5ad as write_anndata
+from pandas.api.types import is_object_dtype
 
 from cellfoundry_data.urls import is_url
+from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.outputs.base import OBSM_KEY, Blocks, OutputSpec
 
 
@@ -45,12 +49,68 @@ def write_base(path: Path, spec: OutputSpec) -> None:
         if spec.output == "expression":
             AnnData(obs=spec.obs, var=pd.DataFrame(index=list(spec.genes))).write_h5ad(path)
         elif isinstance(source, AnnData):
-            # Without the conversion the caller's own obs stays as it is.
-            source.write_h5ad(path, convert_strings_to_categoricals=False)
+            # The function, since the method would make ``path`` the file of an AnnData that is backed; without the
+            # conversion, since the caller's own obs stays as it is.
+            write_anndata(path, _writable(source), convert_strings_to_categoricals=False)
         elif is_h5ad_file(source):
             shutil.copyfile(source, path)
         else:
             AnnData(obs=spec.obs).write_h5ad(path)
+
+
+def check_obs_is_written(adata: AnnData) -> None:
+    """ServingError, before any work, where obs has a column that no h5ad takes, such as one of mixed types, or two of
+    one name.
+    """
+    if not adata.obs.columns.is_unique:
+        twice = adata.obs.columns[adata.obs.columns.duplicated()][0]
+        raise ServingError(
+            f"The AnnData's obs has several columns {str(twice)!r}; rename all but one of them."
+        )
+    obs = _without_missing_text(adata.obs)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Observation names are not unique")
+        for position, name in enumerate(obs.columns):
+            alone = obs.iloc[:, [position]]
+            try:
+                write_anndata(
+                    Path(folder) / "obs.h5ad", AnnData(obs=alone), convert_strings_to_categoricals=False
+                )
+            except (TypeError, ValueError, NotImplementedError) as error:
+                raise ServingError(
+                    f"The AnnData's obs column {str(name)!r} cannot be written to an .h5ad; mend or drop it."
+                ) from error
+
+
+def _writable(adata: AnnData) -> AnnData:
+    """The AnnData, or one of the same arrays whose text columns lack nothing."""
+    obs, var = _without_missing_text(adata.obs), _without_missing_text(adata.var)
+    if adata.isbacked or (obs is adata.obs and var is adata.var):
+        return adata
+    raw = adata.raw
+    return AnnData(
+        adata.X,
+        obs=obs,
+        var=var,
+        uns=adata.uns,
+        obsm=dict(adata.obsm),
+        varm=dict(adata.varm),
+        layers=dict(adata.layers),
+        obsp=dict(adata.obsp),
+        varp=dict(adata.varp),
+        raw=None if raw is None else {"X": raw.X, "var": raw.var, "varm": dict(raw.varm)},
+    )
+
+
+def _without_missing_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """Text columns with missing values as categories, which may lack a value in an h5ad; all others as they are."""
+    lacking = [name for name, values in frame.items() if is_object_dtype(values) and values.isna().any()]
+    if not lacking:
+        return frame
+    found = frame.copy(deep=False)
+    for name in lacking:
+        found[name] = frame[name].astype("category")
+    return found
 
 
 def is_h5ad_file(source: object) -> bool:

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import anndata
 import h5py
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from anndata.io import read_elem, write_elem
@@ -18,7 +20,7 @@ from cellfoundry_serving.outputs.h5ad import write_base
 from cellfoundry_serving.outputs.tables import obs_table
 
 SUFFIXES = (".csv", ".parquet", ".h5ad")
-UNS_KEY = "cellfoundry_prediction"
+UNS_KEY, COLUMNS = "cellfoundry_prediction", "columns"
 
 
 def check_predictions_output(out: Path) -> None:
@@ -35,7 +37,7 @@ def write_predictions(
 ) -> None:
     """Write ``predicted`` beside ``obs``, both (cells,) rows in one order; ``out`` appears whole or not at all.
 
-    A column of ``obs`` with a prediction's name is replaced: that is what an earlier prediction left.
+    A column of ``obs`` with a prediction's name is replaced, and in an .h5ad all that an earlier prediction left.
     """
     suffix = out.suffix.lower()
     with atomic_path(out) as partial:
@@ -52,7 +54,10 @@ def write_predictions(
 
 def _beside(obs: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     kept = obs.drop(columns=[name for name in obs.columns if name in predicted.columns])
-    return pd.concat([kept, predicted.set_axis(kept.index, axis=0)], axis=1)
+    together = pd.concat([kept, predicted.set_axis(kept.index, axis=0)], axis=1)
+    if together.index.name in predicted.columns:
+        together.index.name = None  # anndata writes no index that is called like a column
+    return together
 
 
 def _write_h5ad(
@@ -62,5 +67,14 @@ def _write_h5ad(
     with h5py.File(path, "r+") as file:
         if "uns" not in file:
             write_elem(file, "uns", {})
-        write_elem(file, f"uns/{UNS_KEY}", provenance)
-        write_elem(file, "obs", _beside(read_elem(file["obs"]), predicted))
+        before = _earlier_columns(file)
+        write_elem(file, f"uns/{UNS_KEY}", provenance | {COLUMNS: np.array(predicted.columns, dtype=object)})
+        kept = read_elem(file["obs"]).drop(columns=before, errors="ignore")
+        with anndata.settings.override(allow_write_nullable_strings=True):  # as the source has them
+            write_elem(file, "obs", _beside(kept, predicted))
+
+
+def _earlier_columns(file: h5py.File) -> list[str]:
+    """Obs columns that a prediction before this one has added."""
+    names = file.get(f"uns/{UNS_KEY}/{COLUMNS}")
+    return [] if names is None else [str(name) for name in np.atleast_1d(read_elem(names))]

@@ -74,11 +74,28 @@ def shard_name(number: int, suffix: str) -> str:
 
 def obs_table(obs: pd.DataFrame, reserved: str, name: str = "cell") -> pa.Table:
     """``name`` and the obs columns; what Arrow cannot type goes in as text, a taken name gets ``obs_``."""
-    frame = obs.rename(columns=lambda each: f"obs_{each}" if str(each) in {name, reserved} else str(each))
     columns: dict[str, pa.Array] = {name: pa.array([str(each) for each in obs.index], pa.string())}
-    for each in frame.columns:
+    for position, each in enumerate(_free_names([str(each) for each in obs.columns], {name, reserved})):
+        values = obs.iloc[:, position]
+        if isinstance(
+            getattr(values.dtype, "categories", values.array), pd.arrays.IntervalArray | pd.IntervalIndex
+        ):
+            values = values.map(
+                str, na_action="ignore"
+            )  # pd.cut's, which Arrow writes and pandas does not read
         try:
-            columns[each] = pa.array(frame[each], from_pandas=True)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            columns[each] = pa.array(frame[each].astype(str), pa.string())
+            columns[each] = pa.array(values, from_pandas=True)
+        except pa.ArrowException:
+            columns[each] = pa.array(values.astype(str), pa.string())
     return pa.table(columns)
+
+
+def _free_names(names: list[str], reserved: set[str]) -> list[str]:
+    """Each name once: those that are reserved, or were there before, get ``obs_`` until they are like no other."""
+    given, found = set(names), []
+    for each in names:
+        free = each
+        while free in reserved or free in found or (free != each and free in given):
+            free = f"obs_{free}"
+        found.append(free)
+    return found

@@ -46,11 +46,11 @@ def chosen_genes(genes: str | Path | Sequence[str], vocab_genes: Sequence[str]) 
 
 
 def _names(genes: str | Path | Sequence[str]) -> list[str]:
-    if isinstance(genes, str) and not Path(genes).is_file():
+    if isinstance(genes, str) and not _is_file(genes):
         named: Sequence[str] = genes.split(",")
     elif isinstance(genes, str | Path):
         try:
-            named = Path(genes).read_text(encoding="utf-8").splitlines()
+            named = Path(genes).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ServingError(
                 f"--genes: {genes} is no text in UTF-8; give a file with one gene a line."
@@ -58,3 +58,10 @@ def _names(genes: str | Path | Sequence[str]) -> list[str]:
     else:
         named = genes
     return [name.strip() for name in named if name.strip()]
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # a list is soon longer than any name of a file
+        return False

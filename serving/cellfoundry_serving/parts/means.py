@@ -43,6 +43,10 @@ def groups_of(obs: pd.DataFrame, column: str) -> tuple[list[str], npt.NDArray[np
         known = ", ".join(map(str, obs.columns)) or "no column"
         raise ServingError(f"--mean-by {column}: obs of the source has {known}; name one of its columns.")
     values = obs[column]
+    if isinstance(values, pd.DataFrame):
+        raise ServingError(
+            f"--mean-by {column}: obs of the source has {values.shape[1]} columns of that name; rename all but one."
+        )
     codes, names = pd.factorize(values.astype(object).map(str, na_action="ignore"), sort=True)
     if not len(names):
         raise ServingError(f"--mean-by {column}: the column is empty in every cell; name another one.")
