@@ -136,9 +136,16 @@ def test_sigterm_answers_what_was_accepted(
         served(model_dir, tmp_path / "log") as command,
         triton.InferenceServerClient(command.grpc) as client,
     ):
+
+        def tokens_or_cells() -> float:
+            return sum(
+                scraped(command.url, f"cellfoundry_{name}") for name in ("queued_tokens", "cells_total")
+            )
+
+        assert tokens_or_cells() == 0
         client.async_infer(MODEL, inputs(many), lambda result, error: answers.put((result, error)))
-        # Sent later over the same connection, and answered: so the server has the first call in hand.
-        assert client.is_model_ready(MODEL)
+        # All of the call has arrived. (A short one that is sent later may be answered before a long one has.)
+        until(lambda: tokens_or_cells() > 0)
         command.process.send_signal(signal.SIGTERM)
         result, error = answers.get(timeout=60)
         assert error is None
