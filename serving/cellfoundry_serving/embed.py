@@ -29,7 +29,7 @@ from cellfoundry_serving.parts.genes import chosen_genes
 from cellfoundry_serving.parts.job import EmbedJob
 from cellfoundry_serving.parts.means import groups_of
 from cellfoundry_serving.parts.plan import PartPlan
-from cellfoundry_serving.parts.request import source_identities
+from cellfoundry_serving.parts.request import export_hash, source_identities
 from cellfoundry_serving.parts.roads import open_road
 from cellfoundry_serving.parts.sources_kept import check_source_is_kept
 from cellfoundry_serving.parts.task import Computing, EmbedTask, EngineChoice
@@ -129,6 +129,10 @@ def embed(
     check_output(out, output, shards=shards)
     if genes is not None and output == "cell":
         raise ServingError("Cell embeddings have no gene axis to choose --genes from; add --output gene.")
+    if pool != "all" and output != "cell":
+        raise ServingError(
+            "--pool is how a cell's tokens become one embedding; leave it out, or take --output cell."
+        )
     if shards and mean_by is not None:
         raise ServingError("Means are small and need no --shards; leave it out.")
     check_source_is_kept(
@@ -175,6 +179,7 @@ def embed(
             "model": facts.info["weights_sha256"],
             "engine": facts.name,
             "precision": facts.precision,
+            "export": export_hash(model_dir, facts.name),
             "provider": provider,
             "genes": None if kept is None else list(kept),
             "version": version("cellfoundry"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import onnx
 import pytest
 from forty_cells import Killed, assert_same, content, run, stop_at
 
@@ -274,6 +276,23 @@ def test_another_version_is_told_to_begin_anew(
     monkeypatch.setattr("cellfoundry_serving.embed.version", lambda _: "9.9.9")
     with pytest.raises(ServingError, match="another version of CellFoundry, which cannot go on: add --fresh"):
         embed(atlas, model_dir, tmp_path / "out.npy")
+
+
+def test_another_export_of_the_model_does_not_go_on_with_an_embedding(
+    atlas: Path, onnx_dir: Path, tmp_path: Path
+) -> None:
+    """Of int8 exports of one model each has numbers of its own, by the cells that calibrated it."""
+    export = tmp_path / "export"
+    shutil.copytree(onnx_dir, export)
+    stop_at(9, atlas, export, tmp_path / "out.npy", engine="onnx")
+    graph = onnx.load(export / "model.onnx")
+    graph.producer_version = "another"
+    onnx.save(graph, export / "model.onnx")
+    with pytest.raises(
+        ServingError,
+        match="unfinished embedding of another export of the model, which cannot go on: add --fresh",
+    ):
+        embed(atlas, export, tmp_path / "out.npy", engine="onnx")
 
 
 def test_another_provider_does_not_go_on_with_an_embedding(

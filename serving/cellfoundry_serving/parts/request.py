@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from cellfoundry_data.store.format import MANIFEST
 from cellfoundry_data.store.manifest import parse
 from cellfoundry_data.store_cells import is_store, listed_sources
 from cellfoundry_serving.errors import ServingError
+from cellfoundry_serving.export.layout import DECODER_FILE, ONNX_FILE, PLAN_FILE
 
 NAMES = {
     "sources": "other sources",
     "model": "another model",
     "engine": "another engine",
     "precision": "another precision",
+    "export": "another export of the model",
     "provider": "another --provider",
     "output": "another --output",
     "pool": "another --pool",
@@ -36,6 +39,22 @@ def source_identities(source: str | Path | Sequence[str | Path]) -> list[list[st
     return [[name_of(path), _identity(path)] for path in listed_sources(source)]
 
 
+def export_hash(folder: str | Path, engine: str) -> str | None:
+    """SHA-256 of the files that an engine opens of an export; None for torch, whose weights say what they are.
+
+    Two exports of one model in int8 differ where they were calibrated on other cells.
+    """
+    if engine == "torch":
+        return None
+    names = (PLAN_FILE,) if engine == "tensorrt" else (ONNX_FILE, DECODER_FILE)
+    found = hashlib.sha256()
+    for path in (Path(folder) / name for name in names):
+        if path.is_file():
+            with path.open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
+
+
 def _identity(path: str) -> str:
     if is_store(path):
         return str(parse((Path(path) / MANIFEST).read_bytes(), path)["sha256"])
@@ -50,7 +69,7 @@ def check_same(begun: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
     what = NAMES.get(differing[0], "another version of CellFoundry")
     if "sources" in differing and _names_of(begun) == _names_of(asked):
         what = "sources that have changed since"
-    elif not {"model", "version", "part_cells"} & set(differing):
+    elif not {"model", "export", "version", "part_cells"} & set(differing):
         raise ServingError(
             f"{out} has an unfinished embedding of {what}: run that command again to finish it, give another --out, or "
             "add --fresh to discard it."
