@@ -79,10 +79,12 @@ def test_missing_text_is_missing_in_the_h5ad_and_the_callers_obs_stays(
     model_dir: Path, adata: AnnData, tmp_path: Path
 ) -> None:
     adata.obs["note"] = np.array(["a", None] * adata.n_obs, dtype=object)[: adata.n_obs]
+    adata.obs["nothing"] = np.array([None] * adata.n_obs, dtype=object)
     before = adata.obs.copy()
     embed(adata, model_dir, tmp_path / "out.h5ad")
     written = ad.read_h5ad(tmp_path / "out.h5ad")
-    assert written.obs["note"].isna().tolist() == before["note"].isna().tolist()
+    for column in ("note", "nothing"):
+        assert written.obs[column].isna().tolist() == before[column].isna().tolist()
     assert (written.X != adata.X).nnz == 0
     assert "X_cellfoundry" in written.obsm
     pd.testing.assert_frame_equal(adata.obs, before)

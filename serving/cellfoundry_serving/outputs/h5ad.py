@@ -16,7 +16,7 @@ import pandas as pd
 from anndata import AnnData
 from anndata.io import write_elem
 from anndata.io import write_h5ad as write_anndata
-from pandas.api.types import is_object_dtype
+from pandas.api.types import is_numeric_dtype, is_object_dtype
 
 from cellfoundry_data.urls import is_url
 from cellfoundry_serving.errors import ServingError
@@ -67,10 +67,12 @@ def check_obs_is_written(adata: AnnData) -> None:
         raise ServingError(
             f"The AnnData's obs has several columns {str(twice)!r}; rename all but one of them."
         )
-    obs = _without_missing_text(adata.obs)
+    obs = adata.obs if adata.isbacked else _without_missing_text(adata.obs)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Observation names are not unique")
         for position, name in enumerate(obs.columns):
+            if is_numeric_dtype(obs.dtypes.iloc[position]):
+                continue  # always written; of a million cells each other column takes a second
             alone = obs.iloc[:, [position]]
             try:
                 write_anndata(
