@@ -281,6 +281,8 @@ def test_a_store_and_a_file_are_sources_too(base: Path, store: Path, cells: AnnD
         ({"label": "infinite"}, TrainingError, r"holds inf in row 3 \(cell3\)"),
         ({"tune": "last", "last": 4}, TrainingError, "--last 4: the encoder has 3 layers"),
         ({"tune": "full", "last": 2}, TrainingError, "last is for tune last"),
+        ({"lora_rank": 4}, TrainingError, "lora_rank is for tune lora, and tune is head"),
+        ({"label": "score", "class_weights": "balanced"}, TrainingError, "class_weights are for classes"),
         ({"tune": "all"}, TrainingError, "fine-tuning: tune: .* not 'all'"),
         ({"rate": 1}, TrainingError, "unknown key 'rate'; the nearest is"),
         ({"target": "x4"}, ModelError, "target is 'x4'"),

@@ -83,6 +83,11 @@ class FinetuneConfig(BaseModel):
     def _check_across_fields(self) -> FinetuneConfig:
         if self.last is not None and self.tune != "last":
             raise ValueError(f"last is for tune last, and tune is {self.tune}; leave one of them out")
+        adapters = sorted({"lora_rank", "lora_alpha"} & self.model_fields_set)
+        if adapters and self.tune != "lora":
+            raise ValueError(
+                f"{adapters[0]} is for tune lora, and tune is {self.tune}; leave one of them out"
+            )
         return self
 
     @property

@@ -91,6 +91,11 @@ def finetune(
     source = "the AnnData" if isinstance(src, AnnData) else str(src)
     cells = open_cells(src, Vocabulary(loaded.vocab_genes), layer=layer)
     labels = read_labels(cells.obs, config.label, config.task, source)
+    if labels.task == "regression" and config.class_weights == "balanced":
+        raise TrainingError(
+            f"{source}: class_weights are for classes, and obs column {config.label!r} is learnt as numbers; leave them "
+            "out, or set task to classification"
+        )
     without_label = int((~labels.has_label_C).sum())
     labels, rare = without_rare_classes(labels)
     strata(labels, source)  # refuses labels that cannot be learnt before any cell is read
