@@ -93,8 +93,8 @@ def finetune(
     labels = read_labels(cells.obs, config.label, config.task, source)
     if labels.task == "regression" and config.class_weights == "balanced":
         raise TrainingError(
-            f"{source}: class_weights are for classes, and obs column {config.label!r} is learnt as numbers; leave them "
-            "out, or set task to classification"
+            f"{source}: class_weights are for classes, and obs column {config.label!r} is learnt as numbers; leave "
+            "them out, or set task to classification"
         )
     without_label = int((~labels.has_label_C).sum())
     labels, rare = without_rare_classes(labels)
