@@ -43,7 +43,7 @@ def write_mapped(
     import anndata
 
     from cellfoundry_serving.atomic import atomic_path
-    from cellfoundry_serving.outputs.h5ad import is_h5ad_file
+    from cellfoundry_serving.outputs.h5ad import is_h5ad_file, nullable_text
     from cellfoundry_tasks.cells import read_counts
 
     if query is None:
@@ -60,5 +60,5 @@ def write_mapped(
             written.obs[column] = found.obs[column].to_numpy()
         for key in found.obsm:
             written.obsm[key] = found.obsm[key]
-    with atomic_path(copy) as partial:
+    with atomic_path(copy) as partial, nullable_text():
         written.write_h5ad(partial)

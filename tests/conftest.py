@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 # One commit gives one result: property tests draw the same examples each time. CELLFOUNDRY_FUZZ=1 draws others.
-# Nor by the clock: a machine that pauses for a second fails no property.
-settings.register_profile(
-    "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+# No deadline: by default an example that takes 200 ms fails, and speed is no matter of tests.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("default" if os.environ.get("CELLFOUNDRY_FUZZ") else "repeatable")
 
 # As the product sets them before it starts Ray: no token file in the home directory, no usage report, Python's print.

@@ -25,7 +25,8 @@ def predict(
 ) -> None:
     """Predict a label for every cell: obs columns prediction and, for classes, probability_CLASS.
 
-    Cells without counts get none. Obs columns of these names in the source are replaced.
+    Cells without counts get none. Obs columns of these names in the source are replaced, and an .h5ad keeps none of
+    those that an earlier prediction left there.
     """
     from cellfoundry_serving.predict import predict as run_predict
 

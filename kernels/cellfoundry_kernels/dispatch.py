@@ -47,5 +47,5 @@ def _decide(device: str, has_twin: bool) -> bool:
 
 
 # The answer is a constant of a traced graph: reading the environment in it would break the graph in two. This is all
-# that torch.compiler.assume_constant_result does (torch 2.11 to 2.13), which imports torch._dynamo first: 1.6 s of CPU.
+# that torch.compiler.assume_constant_result does (torch 2.11 to 2.13), which imports torch._dynamo first: 1.1 s of CPU.
 _decide._dynamo_marked_constant = True  # type: ignore[attr-defined]

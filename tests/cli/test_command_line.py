@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata
@@ -256,12 +257,13 @@ def test_unknown_suite_lists_the_known(tmp_path: Path) -> None:
     assert_refused(program("bench", "run", "nonsense", "--out", tmp_path), "nonsense", "kernels")
 
 
+@pytest.mark.parametrize("form", [str, Path.as_uri], ids=["path", "URL"])
 def test_an_export_that_cannot_be_made_is_one_sentence_and_leaves_nothing(
-    model_dir: Path, tmp_path: Path
+    form: Callable[[Path], str], model_dir: Path, tmp_path: Path
 ) -> None:
     result = entry_point(
         *("model", "export", model_dir, "--out", tmp_path / "out"),
-        *("--format", "onnx", "--precision", "int8", "--calibrate", tmp_path / "no.h5ad"),
+        *("--format", "onnx", "--precision", "int8", "--calibrate", form(tmp_path / "no.h5ad")),
     )
-    assert_refused(result, "no.h5ad")
+    assert_refused(result, f"error: {tmp_path}/no.h5ad: no such file")
     assert list(tmp_path.iterdir()) == []

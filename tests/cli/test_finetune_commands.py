@@ -54,7 +54,7 @@ def cells(tmp_path: Path) -> Path:
 
 def test_from_labels_to_predictions(model_dir: Path, cells: Path, tmp_path: Path) -> None:
     out = tmp_path / "typed"
-    arguments = ("--model", model_dir, "--data", cells, "--label", "kind", "--out", out)
+    arguments = ("--model", model_dir, "--data", cells.as_uri(), "--label", "kind", "--out", out)
     result = program("train", "finetune", *arguments, "--last", "1", "--set", "learning_rate=0.02")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -68,7 +68,7 @@ def test_from_labels_to_predictions(model_dir: Path, cells: Path, tmp_path: Path
     assert 'src="http' not in page
     assert 'href="http' not in page
 
-    result = program("predict", cells, "--model", out, "--out", tmp_path / "kinds.csv")
+    result = program("predict", cells.as_uri(), "--model", out, "--out", tmp_path / "kinds.csv")
     assert result.returncode == 0, result.stderr
     assert "1 of 90 cells have no counts" in result.stderr
     table = pd.read_csv(tmp_path / "kinds.csv")

@@ -17,6 +17,7 @@ from grpc_client import MODEL, copies, inputs, service
 from odd_engines import BrokenEngine, GatedEngine, until
 from scraped import scraped
 from served import served
+from slow_link import slow_link
 from tritonclient.utils import InferenceServerException
 
 from cellfoundry_data.batch import CellBatch
@@ -35,6 +36,13 @@ def is_refused(address: str) -> bool:
         except InferenceServerException as error:
             return error.status() == "StatusCode.UNAVAILABLE"
     return False
+
+
+def is_closed(address: str) -> bool:
+    """Whether nothing listens there any more."""
+    host, port = address.split(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) != 0
 
 
 def test_a_port_in_use_is_said_before_a_model_is_loaded(model_dir: Path) -> None:
@@ -103,6 +111,28 @@ def test_stopping_answers_what_was_accepted_and_refuses_what_comes_later() -> No
             each.close()
 
 
+def test_stopping_waits_until_a_slow_client_has_the_answer() -> None:
+    engine = GatedEngine()
+    many = 4000  # 16 kB: less than any window of HTTP/2, so that the server may send all of it at once
+    with ExitStack() as server, ThreadPoolExecutor(2) as pool:
+        _, address = server.enter_context(running_with_grpc(service(engine)))
+        with slow_link(address) as link, triton.InferenceServerClient(link.address) as client:
+            asked = pool.submit(client.infer, MODEL, inputs(copies(many)))
+            assert engine.entered.wait(20)
+            before = link.bytes_up
+            stopping = pool.submit(server.close)
+            until(
+                lambda: is_closed(address) and link.bytes_up > before
+            )  # the client has been told, and said so
+            link.open.clear()
+            engine.gate.set()
+            with pytest.raises(TimeoutError):
+                stopping.result(1)
+            link.open.set()
+            assert len(asked.result(20).as_numpy("embedding")) == many
+            stopping.result(20)
+
+
 def test_stopping_under_load_loses_no_answer() -> None:
     engine = GatedEngine()
     engine.gate.set()
@@ -144,11 +174,11 @@ def test_sigterm_answers_what_was_accepted(
 
         assert tokens_or_cells() == 0
         client.async_infer(MODEL, inputs(many), lambda result, error: answers.put((result, error)))
-        # All of the call has arrived. (A short one that is sent later may be answered before a long one has.)
+        # All of the call has arrived. (A short call sent after it was answered before that, 2 times of 60.)
         until(lambda: tokens_or_cells() > 0)
         command.process.send_signal(signal.SIGTERM)
         result, error = answers.get(timeout=60)
-        assert error is None
+        assert error is None, str(error)
         assert command.process.wait(30) == 0
     got = result.as_numpy("embedding")[-len(cells) :]
     np.testing.assert_allclose(got, engine.encode(cells), atol=1e-4, rtol=0)

@@ -90,6 +90,19 @@ def test_missing_text_is_missing_in_the_h5ad_and_the_callers_obs_stays(
     pd.testing.assert_frame_equal(adata.obs, before)
 
 
+def test_predictions_stand_beside_missing_text(typed: Path, adata: AnnData, tmp_path: Path) -> None:
+    adata.obs["note"] = pd.array(["a", None] * adata.n_obs, dtype="string")[: adata.n_obs]
+    predict(adata, typed, tmp_path / "out.h5ad")
+    obs = ad.read_h5ad(tmp_path / "out.h5ad").obs
+    assert obs["note"].isna().tolist() == adata.obs["note"].isna().tolist()
+    assert obs["prediction"].notna().sum() == 7  # two cells have no counts
+    embed(adata, typed, tmp_path / "embedded.h5ad")
+    assert (
+        ad.read_h5ad(tmp_path / "embedded.h5ad").obs["note"].isna().tolist()
+        == adata.obs["note"].isna().tolist()
+    )
+
+
 @pytest.mark.parametrize("write", [embed, predict])
 def test_an_obs_that_no_h5ad_takes_is_told_of_before_the_work(
     write: Callable[..., Any], typed: Path, adata: AnnData, tmp_path: Path

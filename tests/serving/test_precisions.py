@@ -180,7 +180,7 @@ def test_int8_with_outlier_activations_meets_its_bar_on_thinned_cells(
         model.encoder.layers[0].attention_norm.weight[:channels] *= 20
     save_model(model, GENES, tmp_path / "model", {})
     report = export_model(
-        tmp_path / "model", tmp_path / "out", precision="int8", calibrate=real_source, decoder=False
+        tmp_path / "model", tmp_path / "out", precision="int8", calibrate=real_source.as_uri(), decoder=False
     )
     assert report.comparisons[0].min_cosine >= 0.9995
     torch_engine, exported = open_engine(tmp_path / "model"), open_engine(tmp_path / "out")

@@ -38,7 +38,7 @@ def gene_components(
 
     Raises TrainingError where there are fewer cells or genes than D - 1.
     """
-    # Here, because ranks that start from random vectors need not wait a second for it.
+    # Here, because ranks that start from random vectors need not wait 0.9 CPU-seconds for it.
     from sklearn.decomposition import PCA
 
     value_CG = _log_normalized(batches, n_genes)

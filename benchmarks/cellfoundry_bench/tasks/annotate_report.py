@@ -117,7 +117,7 @@ def _above_counts(result: Evaluation) -> Section:
         "In hundredths: mean difference over the seeds, and its 95 % interval when training and test cells are drawn "
         f"again, both (a bootstrap of {ROUNDS} rounds, within each class): what other cells of the same kind could "
         "have shown. "
-        "An interval with 0 in it settles nothing.",
+        f"{_one_draw(result)}An interval with 0 in it settles nothing.",
         columns=["", *(shot if shot == "all" else f"{shot} a class" for shot in result.shots)],
         rows=[
             [row.name, *(_difference(row.above_counts[shot]) for shot in result.shots)]
@@ -126,6 +126,12 @@ def _above_counts(result: Evaluation) -> Section:
         ],
         strong=frozenset(number for number, row in enumerate(result.rows) if row.kind == "model"),
     )
+
+
+def _one_draw(result: Evaluation) -> str:
+    if "all" not in result.shots or result.heldout is None:
+        return ""
+    return 'With "all" there is one draw of training cells, so the interval is of other test cells alone. '
 
 
 def _difference(found: Difference) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+import anndata
 import h5py
 import pandas as pd
 from anndata import AnnData
@@ -43,7 +45,7 @@ def write_h5ad(path: Path, spec: OutputSpec, blocks: Blocks) -> None:
 def write_base(path: Path, spec: OutputSpec) -> None:
     """The h5ad that the rows are added to."""
     source = spec.source
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), nullable_text():
         # Files of a folder may name cells alike; ``source`` tells them apart.
         warnings.filterwarnings("ignore", "Observation names are not unique")
         if spec.output == "expression":
@@ -68,11 +70,11 @@ def check_obs_is_written(adata: AnnData) -> None:
             f"The AnnData's obs has several columns {str(twice)!r}; rename all but one of them."
         )
     obs = adata.obs if adata.isbacked else _without_missing_text(adata.obs)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), nullable_text():
         warnings.filterwarnings("ignore", "Observation names are not unique")
         for position, name in enumerate(obs.columns):
             if is_numeric_dtype(obs.dtypes.iloc[position]):
-                continue  # always written; of a million cells each other column takes a second
+                continue  # always written; of a million cells each other column takes 0.6 to 0.8 s
             alone = obs.iloc[:, [position]]
             try:
                 write_anndata(
@@ -113,6 +115,13 @@ def _without_missing_text(frame: pd.DataFrame) -> pd.DataFrame:
     for name in lacking:
         found[name] = frame[name].astype("category")
     return found
+
+
+def nullable_text() -> AbstractContextManager[None]:
+    """Inside, anndata writes pandas' nullable strings as such, which versions before 0.11 cannot read; by default it
+    refuses them.
+    """
+    return anndata.settings.override(allow_write_nullable_strings=True)
 
 
 def is_h5ad_file(source: object) -> bool:

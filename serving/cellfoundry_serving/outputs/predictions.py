@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import anndata
 import h5py
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from anndata.io import read_elem, write_elem
 from cellfoundry_serving.atomic import atomic_path, check_parent
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.outputs.base import OutputSpec
-from cellfoundry_serving.outputs.h5ad import write_base
+from cellfoundry_serving.outputs.h5ad import nullable_text, write_base
 from cellfoundry_serving.outputs.tables import obs_table
 
 SUFFIXES = (".csv", ".parquet", ".h5ad")
@@ -70,7 +69,7 @@ def _write_h5ad(
         before = _earlier_columns(file)
         write_elem(file, f"uns/{UNS_KEY}", provenance | {COLUMNS: np.array(predicted.columns, dtype=object)})
         kept = read_elem(file["obs"]).drop(columns=before, errors="ignore")
-        with anndata.settings.override(allow_write_nullable_strings=True):  # as the source has them
+        with nullable_text():
             write_elem(file, "obs", _beside(kept, predicted))
 
 

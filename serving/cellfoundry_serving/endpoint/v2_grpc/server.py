@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import grpc
 
@@ -10,6 +11,7 @@ from cellfoundry_serving.endpoint.api_keys import ApiKeys
 from cellfoundry_serving.endpoint.service import Service
 from cellfoundry_serving.endpoint.v2_grpc.calls import make_calls
 from cellfoundry_serving.endpoint.v2_grpc.handlers import Handlers
+from cellfoundry_serving.endpoint.v2_grpc.untaken import taken
 from cellfoundry_serving.errors import ServingError
 
 MAX_CALLS = 256
@@ -48,7 +50,7 @@ class GrpcServer:
         """Takes the port; ServingError where another has it."""
         self._draining = asyncio.Event()
         calls = make_calls(self._service, self._allow_load)
-        handlers = Handlers(calls, self._service, self._keys, self._draining)
+        handlers = Handlers(calls, self._service, self._keys, self._draining, self._arrived)
         options = (
             ("grpc.max_receive_message_length", self._service.limits.body_bytes),
             ("grpc.so_reuseport", 0),  # by default two servers share a port, and each gets half of the calls
@@ -62,6 +64,7 @@ class GrpcServer:
             raise ServingError(
                 f"Port {self._port} on {self._host} is not free; choose another with --grpc-port."
             ) from error
+        self._port = port
         self.address = f"{self._host}:{port}"
 
     async def start(self) -> None:
@@ -73,3 +76,8 @@ class GrpcServer:
         self._draining.set()
         await asyncio.sleep(TAKE_ARRIVED_S)
         await self._server.stop(self._service.limits.timeout_s)
+
+    async def _arrived(self, context: Any) -> None:
+        """While the server drains, returns when the client of a call has all that was written to it."""
+        if self._draining.is_set():
+            await taken(self._port, int(context.peer().rpartition(":")[2]))
