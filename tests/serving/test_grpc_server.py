@@ -111,21 +111,28 @@ def test_stopping_answers_what_was_accepted_and_refuses_what_comes_later() -> No
             each.close()
 
 
-def test_stopping_waits_until_a_slow_client_has_the_answer() -> None:
+@pytest.mark.parametrize("answered", ["before", "while"])
+def test_stopping_waits_until_a_slow_client_has_the_answer(answered: str) -> None:
     engine = GatedEngine()
+    served_here = service(engine)
     many = 4000  # 16 kB: less than any window of HTTP/2, so that the server may send all of it at once
     with ExitStack() as server, ThreadPoolExecutor(2) as pool:
-        _, address = server.enter_context(running_with_grpc(service(engine)))
+        _, address = server.enter_context(running_with_grpc(served_here))
         with slow_link(address) as link, triton.InferenceServerClient(link.address) as client:
             asked = pool.submit(client.infer, MODEL, inputs(copies(many)))
             assert engine.entered.wait(20)
+            if answered == "before":
+                link.open.clear()
+                engine.gate.set()
+                until(lambda: served_here.models.all()[0].metrics.success.count == 1)
             before = link.bytes_up
             stopping = pool.submit(server.close)
-            until(
-                lambda: is_closed(address) and link.bytes_up > before
-            )  # the client has been told, and said so
-            link.open.clear()
-            engine.gate.set()
+            if answered == "while":
+                until(
+                    lambda: is_closed(address) and link.bytes_up > before
+                )  # the client has heard that it stops
+                link.open.clear()
+                engine.gate.set()
             with pytest.raises(TimeoutError):
                 stopping.result(1)
             link.open.set()

@@ -1,9 +1,9 @@
 """Answers that are sent but that clients do not have yet.
 
-gRPC tells clients that it stops and waits until they have heard it, so they have all that was answered before. After that
-it closes a connection once its last answer is with the kernel. Whatever the client sends on it then (that it has read so
-and so much, for one) makes the kernel reset the connection and throw away what it has not passed on: a finished answer
-never arrives (seen with 1 of 35 answers of 230 kB on a machine with three times the work it can do).
+gRPC tells clients that it stops and waits until they have heard it, so they have all that was answered before. After
+that it closes a connection once its last answer is with the kernel. Whatever the client sends on it then (that it has
+read so and so much, for one) makes the kernel reset the connection and throw away what it has not passed on: a finished
+answer never arrives (seen with 1 of 35 answers of 230 kB on a machine with three times the work it can do).
 """
 
 from __future__ import annotations
