@@ -168,6 +168,7 @@ def embed(
             groups=groups,
             computing=Computing(
                 choice,
+                str(facts.info["weights_sha256"]),
                 with_bulk_median(conventions, cells),
                 kept,
                 row_shape,

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import psutil
 import pytest
 import torch
 from forty_cells import assert_same, run, stop_at
+from soak_server import CONFIG, GENES
 
+from cellfoundry_data.joined_cells import Cells
 from cellfoundry_data.ray_cluster import usable_cpus
+from cellfoundry_model.architecture import CellModel
+from cellfoundry_model.checkpoint import save_model
 from cellfoundry_serving.embed import embed
+from cellfoundry_serving.encode import open_for
 from cellfoundry_serving.errors import ServingError
 
 pytestmark = pytest.mark.usefixtures("small_parts")
@@ -50,6 +57,23 @@ def test_ray_workers_write_the_same_though_one_is_killed(
     assert "by 1 Ray worker of a CPU each (--workers)" in str(summary)
     assert_same(tmp_path / "there.zarr", tmp_path / "here.zarr")
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_workers_with_another_model_are_told_of(
+    atlas: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(model_dir, tmp_path / "model")
+    torch.manual_seed(1)
+
+    def replaced(*arguments: Any) -> Cells:
+        save_model(CellModel(CONFIG), GENES, tmp_path / "model", {})
+        return open_for(*arguments)
+
+    monkeypatch.setattr("cellfoundry_serving.embed.open_for", replaced)
+    with pytest.raises(ServingError, match=r"model on .* holds another model than where the embedding began"):
+        embed(atlas, tmp_path / "model", tmp_path / "out.zarr", workers=1)
+    assert not (tmp_path / "out.zarr").exists()
 
 
 @pytest.mark.usefixtures("ray_local", "one_thread")

@@ -27,7 +27,8 @@ with warnings.catch_warnings():  # grpc's and protobuf's about their own version
     from tritonclient.grpc import model_config_pb2
 
 WIDTH = CONFIG.encoder_width
-CONFIG_TEXT = triton_configs("cell", "onnx", CONFIG)["ragged"]
+VOCABULARY = "0" * 64
+CONFIG_TEXT = triton_configs("cell", "onnx", CONFIG, VOCABULARY)["ragged"]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,7 @@ def test_config_is_what_triton_reads_and_the_graph_has(repository: Path) -> None
     )
     assert (config.name, config.backend) == ("cell", "onnxruntime")
     assert config.HasField("dynamic_batching")
+    assert config.parameters["vocabulary_sha256"].string_value == VOCABULARY
     types = {"tensor(float)": "TYPE_FP32", "tensor(int64)": "TYPE_INT64", "tensor(int32)": "TYPE_INT32"}
     declared = {tensor.name: tensor.data_type for tensor in config.input}
     declared |= {tensor.target_name[0]: tensor.data_type for tensor in config.batch_input}
@@ -106,7 +108,7 @@ def test_a_plan_is_served_by_whole_batches(
     tmp_path: Path, layout: Layout, inputs: dict[str, list[int]]
 ) -> None:
     (tmp_path / "model.plan").write_bytes(b"plan")
-    texts = triton_configs("plan", "tensorrt", CONFIG)
+    texts = triton_configs("plan", "tensorrt", CONFIG, VOCABULARY)
     text = texts[layout]
     with new_version(tmp_path / "plan", text, tmp_path / "model.plan"):
         pass
@@ -119,7 +121,7 @@ def test_a_plan_is_served_by_whole_batches(
     # Before a plan is built either form may come of it; then only the same one goes beside it.
     check_triton(tmp_path / "plan", texts.values())
     [other] = set(texts) - {layout}
-    with pytest.raises(ServingError, match="another kind of model, or was changed"):
+    with pytest.raises(ServingError, match="another kind of model or vocabulary, or was changed"):
         check_triton(tmp_path / "plan", [texts[other]])
 
 
@@ -128,7 +130,7 @@ def test_a_plan_is_served_by_whole_batches(
 def test_every_profile_of_a_plan_is_named(genes: int, layout: Layout) -> None:
     """Triton knows only the first one where none is named, and so refused cells of more than 512 tokens."""
     config = replace(CONFIG, n_genes=genes)
-    text = triton_configs("cell", "tensorrt", config)[layout]
+    text = triton_configs("cell", "tensorrt", config, VOCABULARY)[layout]
     parsed = text_format.Parse(text, model_config_pb2.ModelConfig())
     [group] = parsed.instance_group
     assert group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
@@ -149,6 +151,9 @@ def test_what_is_no_triton_model_stays(repository: Path, tmp_path: Path) -> None
     changed = tmp_path / "cell"
     shutil.copytree(repository / "cell", changed)
     (changed / "config.pbtxt").write_text("max_batch_size: 64")
-    with pytest.raises(ServingError, match="another kind of model, or was changed"):
+    with pytest.raises(ServingError, match="another kind of model or vocabulary, or was changed"):
         check_triton(changed, [CONFIG_TEXT])
     assert sorted(path.name for path in changed.iterdir()) == ["1", "config.pbtxt"]
+    other_genes = triton_configs("cell", "onnx", CONFIG, "1" * 64).values()
+    with pytest.raises(ServingError, match="another kind of model or vocabulary"):
+        check_triton(repository / "cell", other_genes)

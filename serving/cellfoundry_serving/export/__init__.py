@@ -129,8 +129,11 @@ def export_model(
     from cellfoundry_serving.export.triton import check_triton, new_version, triton_configs
 
     reference = TorchEngine(model_dir, device="cpu")
-    configs = triton_configs(target.name, format, reference.loaded.config) if target else {}
+    configs = {}
     if target:
+        configs = triton_configs(
+            target.name, format, reference.loaded.config, str(reference.info["vocabulary_sha256"])
+        )
         check_triton(target, configs.values())
     with temporary_directory(out) as staging:
         copy_model_files(Path(model_dir), staging, reference)

@@ -24,18 +24,24 @@ MAX_BATCH = 16
 QUEUE_DELAY_US = 2000
 
 
-def triton_configs(name: str, format: str, config: ModelConfig) -> dict[str, str]:
+def triton_configs(name: str, format: str, config: ModelConfig, vocabulary_sha256: str) -> dict[str, str]:
     """config.pbtxt of an export of ``format`` ("onnx" or "tensorrt") of a model, under ``name``, by form of batches.
 
-    That of ONNX is "ragged"; a plan is "packed" or "padded", which is known only once it is built.
+    That of ONNX is "ragged"; a plan is "packed" or "padded", which is known only once it is built. All name the
+    vocabulary, which positions are counted in: versions of one model have the same.
     """
     width = 4 * config.encoder_width
     if format == "onnx":
-        return {"ragged": onnx_config(name, width)}
-    return {
-        layout: plan_config(name, width, layout, len(profiles_for(layout, config.n_positions)))
-        for layout in LAYOUTS
-    }
+        texts = {"ragged": onnx_config(name, width)}
+    else:
+        texts = {
+            layout: plan_config(name, width, layout, len(profiles_for(layout, config.n_positions)))
+            for layout in LAYOUTS
+        }
+    vocabulary = (
+        f'parameters {{ key: "vocabulary_sha256" value {{ string_value: "{vocabulary_sha256}" }} }}\n'
+    )
+    return {form: text + vocabulary for form, text in texts.items()}
 
 
 def check_triton(target: Path, texts: Collection[str]) -> None:
@@ -51,7 +57,7 @@ def check_triton(target: Path, texts: Collection[str]) -> None:
         )
     if (target / CONFIG_NAME).read_text(encoding="utf-8") not in texts:
         raise ServingError(
-            f"{target / CONFIG_NAME} is of another kind of model, or was changed; give a new folder."
+            f"{target / CONFIG_NAME} is of another kind of model or vocabulary, or was changed; give a new folder."
         )
     check_parent(target / "1")
 

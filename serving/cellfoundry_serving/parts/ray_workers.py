@@ -22,6 +22,7 @@ from cellfoundry_data.ingest.jobs import WORKER_RETRIES, silent_ray_data
 from cellfoundry_data.joined_cells import Cells
 from cellfoundry_model.errors import ModelError
 from cellfoundry_serving.encode import open_for
+from cellfoundry_serving.engines.base import Engine
 from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.parts.disk_space import telling_a_full_disk
 from cellfoundry_serving.parts.means import SumsCheckpoint
@@ -177,7 +178,7 @@ class EmbedActor:
 
     def __init__(self, computing: Computing, work: WorkFolder, means: bool) -> None:
         self._computing, self._out = computing, work.out
-        self._engine = computing.engine.open()
+        self._engine: Engine | None = None
         self._landing = PartSumsLanding(work, computing) if means else RowsLanding(work, computing.plan)
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
@@ -192,6 +193,8 @@ class EmbedActor:
             if isinstance(self._landing, PartSumsLanding):
                 self._landing.begin(int(cells.row_ids[0]), row["groups"])
             try:
+                if self._engine is None:  # here, where an error is told in its own sentence
+                    self._engine = self._computing.open()
                 with telling_a_full_disk(self._out):
                     answer["facts"] = compute_part(
                         self._computing,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from socket import gethostname
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from cellfoundry_data.batch import CellBatch
 from cellfoundry_serving.encode import Source, count_empty, encoded
 from cellfoundry_serving.engines import open_engine
 from cellfoundry_serving.engines.base import Engine
+from cellfoundry_serving.errors import ServingError
 from cellfoundry_serving.outputs.dispatch import open_rows
 from cellfoundry_serving.parts.means import GroupSums, SumsCheckpoint, save_array
 from cellfoundry_serving.parts.plan import PartPlan
@@ -64,6 +66,7 @@ class Computing:
 
     Attributes:
         engine: what computes.
+        weights_sha256: of the model, which another machine's folder of the same name may not hold.
         conventions: keywords of ``Engine.encode``.
         genes: positions of the genes that are kept; None keeps all.
         row_shape: shape of what is kept of one cell.
@@ -71,10 +74,21 @@ class Computing:
     """
 
     engine: EngineChoice
+    weights_sha256: str
     conventions: dict[str, Any]
     genes: tuple[int, ...] | None
     row_shape: tuple[int, ...]
     plan: PartPlan
+
+    def open(self) -> Engine:
+        """The engine; ServingError where it has other weights than the embedding was begun with."""
+        engine = self.engine.open()
+        if engine.info["weights_sha256"] != self.weights_sha256:
+            raise ServingError(
+                f"{self.engine.model_dir} on {gethostname()} holds another model than where the embedding began; "
+                "give all machines the same, and run the command again to continue."
+            )
+        return engine
 
 
 @dataclass(frozen=True)
