@@ -123,7 +123,7 @@ def test_a_triton_model_that_does_not_fit_leaves_nothing(model_dir: Path, tmp_pa
     changed = tmp_path / "cell"
     changed.mkdir()
     (changed / "config.pbtxt").write_text("max_batch_size: 64")
-    with pytest.raises(ServingError, match="another kind of model, or was changed"):
+    with pytest.raises(ServingError, match="another kind of model or vocabulary, or was changed"):
         export_model(model_dir, tmp_path / "out", decoder=False, triton=changed)
     assert [path.name for path in tmp_path.rglob("*")] == ["cell", "config.pbtxt"]
 
