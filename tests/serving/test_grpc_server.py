@@ -121,6 +121,10 @@ def test_stopping_waits_until_a_slow_client_has_the_answer(answered: str) -> Non
             stopping = pool.submit(server.close)
             if answered == "while":
                 until(lambda: is_refused(address))
+                with pytest.raises(
+                    TimeoutError
+                ):  # time for the client to hear of it, if it is told too early
+                    stopping.result(1)
                 link.open.clear()
                 engine.gate.set()
             with pytest.raises(TimeoutError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 LEAST_BUFFER = 4096  # bytes the kernel keeps for a reader that does not read; the rest stays at the sender's
@@ -15,13 +15,11 @@ class SlowLink:
 
     Attributes:
         open: while it is set the client gets the server's bytes; the server always gets the client's.
-        bytes_up: passed from the client to the server.
     """
 
     def __init__(self, to: str) -> None:
         self.open = threading.Event()
         self.open.set()
-        self.bytes_up = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._server = socket.socket()
         self._server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LEAST_BUFFER)
@@ -32,19 +30,17 @@ class SlowLink:
     def run(self) -> None:
         """Passes on until both sides have ended."""
         with self._listener, self._server, self._listener.accept()[0] as client:
-            up = threading.Thread(target=_pass_on, args=(client, self._server, self._count))
+            up = threading.Thread(target=_pass_on, args=(client, self._server))
             up.start()
-            _pass_on(self._server, client, lambda _: self.open.wait())
+            _pass_on(self._server, client, self.open)
             up.join()
 
-    def _count(self, size: int) -> None:
-        self.bytes_up += size
 
-
-def _pass_on(source: socket.socket, sink: socket.socket, told: Callable[[int], object]) -> None:
+def _pass_on(source: socket.socket, sink: socket.socket, may: threading.Event | None = None) -> None:
     with suppress(OSError):  # either side has left
         while content := source.recv(1024):
-            told(len(content))
+            if may:
+                may.wait()
             sink.sendall(content)
     for each in (source, sink):
         with suppress(OSError):
